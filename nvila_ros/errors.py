@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error a user, a file or a robot can cause, by name, for all rooms of the flow."""
+
+
+class NvilaError(Exception):
+    """Base of the package's errors: the message says what was got, what was expected, what to do."""
+
+
+class ConfigError(NvilaError):
+    """A configuration holds an unknown key, a wrong type or a contradiction."""
+
+
+class CheckpointError(NvilaError):
+    """A checkpoint is missing, corrupt, of another size or in a form that is refused."""
+
+
+class InstructionError(NvilaError):
+    """An instruction is empty, too long or carries control or media tokens."""
+
+
+class ActionParseError(NvilaError):
+    """Free text from a model is none of the actions; the robot holds still."""
+
+
+class ImageError(NvilaError):
+    """An image has an encoding, a size or a content that cannot be used."""
+
+
+class OdometryError(NvilaError):
+    """Odometry is not finite, too old or jumps."""
+
+
+class SceneError(NvilaError):
+    """A scene or an episode file is malformed, or cannot be built."""
+
+
+class SystemLibraryError(NvilaError):
+    """A system library (EGL, OSMesa) is missing; the message holds the command that installs it."""
