@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes of a network, read from and written to a checkpoint's JSON files: where the flow's shapes come from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from nvila_ros.errors import CheckpointError, ConfigError
+
+# Side of the square block of patches that the projector folds into one token.
+DOWNSAMPLE_RATES = {
+    "mlp_downsample": 2,
+    "mlp_downsample_2x2_fix": 2,
+    "mlp_downsample_3x3_fix": 3,
+}
+ASPECT_RATIO_MODES = ("resize", "pad", "dynamic", "dynamic_s2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A SigLIP tower, in the words of `vision_tower/config.json`."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    image_size: int  # side of a square frame or tile, in pixels
+    patch_size: int  # side of a square patch, in pixels
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ("gelu_pytorch_tanh", "gelu"):
+            raise ConfigError(
+                f"vision hidden_act is {self.hidden_act!r}; 'gelu_pytorch_tanh' or 'gelu' is expected"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"vision hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads"
+            )
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along one side of a frame."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """A Qwen2 or Llama decoder, in the words of `llm/config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    model_max_length: int  # longest fused sequence that training used
+    rope_theta: float = 10_000.0
+    rope_linear_factor: float = 1.0  # positions are divided by it (context_length_extension)
+    rms_norm_eps: float = 1e-6
+    qkv_bias: bool = True  # Qwen2 has biases on q, k, v; Llama has none
+    tie_word_embeddings: bool = False
+    model_type: str = "qwen2"
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"{self.num_attention_heads} attention heads cannot share {self.num_key_value_heads} key-value heads"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NvilaConfig:
+    """The whole network: tower, projector, decoder and how pixels are prepared."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+    mm_projector_type: str
+    image_aspect_ratio: str = "resize"
+    mm_vision_select_layer: int = -2  # index into the tower's hidden states, input embedding first
+    num_video_frames: int = 8
+    s2_scales: tuple[int, ...] = ()  # tile sides in pixels, small to large; only for dynamic_s2
+    min_tiles: int = 1
+    max_tiles: int = 12
+    chat_template: str = "qwen2"
+    num_time_tokens: int = 0
+    time_token_format: str = "<t{t}>"
+    video_pool_sizes: tuple[tuple[int, int, int], ...] = field(
+        default=()
+    )  # TSP (frames, rows, columns)
+
+    def __post_init__(self) -> None:
+        if self.mm_projector_type not in DOWNSAMPLE_RATES:
+            raise ConfigError(
+                f"mm_projector_type is {self.mm_projector_type!r}; one of {sorted(DOWNSAMPLE_RATES)} is expected"
+            )
+        if self.image_aspect_ratio not in ASPECT_RATIO_MODES:
+            raise ConfigError(
+                f"image_aspect_ratio is {self.image_aspect_ratio!r}; one of {ASPECT_RATIO_MODES} is expected"
+            )
+        if self.image_aspect_ratio == "dynamic_s2" and not self.s2_scales:
+            raise ConfigError(
+                "image_aspect_ratio is 'dynamic_s2' but s2_scales is empty; list the tile sides"
+            )
+        if not 1 <= self.num_vision_layers <= self.vision.num_hidden_layers:
+            raise ConfigError(
+                f"mm_vision_select_layer {self.mm_vision_select_layer} is outside the tower's "
+                f"{self.vision.num_hidden_layers} layers"
+            )
+
+    @property
+    def num_vision_layers(self) -> int:
+        """Layers that run: -1 is the output of the last one, -2 of the one before."""
+        layer = self.mm_vision_select_layer
+        return layer if layer >= 0 else self.vision.num_hidden_layers + 1 + layer
+
+    @property
+    def num_scales(self) -> int:
+        """How many scales are stacked on the channels that enter the projector."""
+        return len(self.s2_scales) if self.image_aspect_ratio == "dynamic_s2" else 1
+
+    @property
+    def mm_hidden_size(self) -> int:
+        """Channels per patch that enter the projector."""
+        return self.vision.hidden_size * self.num_scales
+
+    @property
+    def downsample_rate(self) -> int:
+        return DOWNSAMPLE_RATES[self.mm_projector_type]
+
+    @property
+    def token_grid_side(self) -> int:
+        """Tokens along one side of a frame after the projector."""
+        return math.ceil(self.vision.grid_side / self.downsample_rate)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of one frame after the projector, without the newline that follows it."""
+        return self.token_grid_side**2
+
+
+def nano_config(vocab_size: int) -> NvilaConfig:
+    """The small network that ships with the package: 8 frames of 192 px, 16 tokens each."""
+    return NvilaConfig(
+        vision=VisionConfig(
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=7,
+            num_attention_heads=3,
+            image_size=192,
+            patch_size=16,
+        ),
+        language=LanguageConfig(
+            vocab_size=vocab_size,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=2048,
+            model_max_length=2048,
+            tie_word_embeddings=True,
+        ),
+        mm_projector_type="mlp_downsample_3x3_fix",
+        mm_vision_select_layer=-1,  # a small tower wastes no layer
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing; point model_path at a folder in the released layout"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the file again") from None
+
+
+def _require(mapping: dict[str, Any], key: str, path: Path) -> Any:
+    if mapping.get(key) is None:
+        raise CheckpointError(f"{path} has no {key!r}; it is needed to build the network")
+    return mapping[key]
+
+
+def _read_vision(path: Path) -> VisionConfig:
+    data = _read_json(path)
+    known = {item.name for item in fields(VisionConfig)}
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        _require(data, key, path)
+    for key in ("image_size", "patch_size"):
+        _require(data, key, path)
+    return VisionConfig(**{key: value for key, value in data.items() if key in known})
+
+
+def _read_language(path: Path) -> LanguageConfig:
+    data = _read_json(path)
+    model_type = _require(data, "model_type", path)
+    if model_type not in ("qwen2", "llama"):
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}; 'qwen2' or 'llama' is supported"
+        )
+    if data.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"{path}: hidden_act is {data['hidden_act']!r}; 'silu' is supported")
+    heads = _require(data, "num_attention_heads", path)
+    hidden_size = _require(data, "hidden_size", path)
+    max_positions = _require(data, "max_position_embeddings", path)
+    # Transformers 5 moved rope_theta into rope_parameters; released folders have it at the top.
+    rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "linear"):
+        raise CheckpointError(
+            f"{path}: rope type is {rope_type!r}; 'default' or 'linear' is supported"
+        )
+    return LanguageConfig(
+        vocab_size=_require(data, "vocab_size", path),
+        hidden_size=hidden_size,
+        intermediate_size=_require(data, "intermediate_size", path),
+        num_hidden_layers=_require(data, "num_hidden_layers", path),
+        num_attention_heads=heads,
+        num_key_value_heads=data.get("num_key_value_heads") or heads,
+        head_dim=data.get("head_dim") or hidden_size // heads,
+        max_position_embeddings=max_positions,
+        model_max_length=data.get("model_max_length") or max_positions,
+        rope_theta=data.get("rope_theta") or rope.get("rope_theta", 10_000.0),
+        rope_linear_factor=rope.get("factor", 1.0) if rope_type == "linear" else 1.0,
+        rms_norm_eps=data.get("rms_norm_eps", 1e-6),
+        qkv_bias=model_type == "qwen2" or bool(data.get("attention_bias", False)),
+        tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
+        model_type=model_type,
+    )
+
+
+def _video_pool_sizes(encoder: str | dict[str, Any] | None) -> tuple[tuple[int, int, int], ...]:
+    """The TSP encoder's pool sizes; the released field is a dict or a JSON string of one."""
+    spec = json.loads(encoder) if isinstance(encoder, str) else encoder or {}
+    return tuple(tuple(pool) for pool in spec.get("pool_sizes") or ())
+
+
+def load_config(folder: Path | str) -> NvilaConfig:
+    """Read the JSON files of a released three-folder checkpoint."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    data = _read_json(path)
+    projector_path = folder / "mm_projector" / "config.json"
+    projector = _read_json(projector_path)
+    language = _read_language(folder / "llm" / "config.json")
+    aspect_ratio = data.get("image_aspect_ratio") or "resize"
+    scales = data.get("s2_scales") or ""
+    if isinstance(scales, str):
+        scales = [int(scale) for scale in scales.split(",") if scale]
+    return NvilaConfig(
+        vision=_read_vision(folder / "vision_tower" / "config.json"),
+        language=language,
+        mm_projector_type=_require(projector, "mm_projector_type", projector_path),
+        image_aspect_ratio=aspect_ratio,
+        mm_vision_select_layer=data.get("mm_vision_select_layer", -2),
+        num_video_frames=data.get("num_video_frames") or 8,
+        s2_scales=tuple(scales) if aspect_ratio == "dynamic_s2" else (),
+        min_tiles=data.get("min_tiles") or 1,
+        max_tiles=data.get("max_tiles") or 12,
+        chat_template="llama_3" if language.model_type == "llama" else "qwen2",
+        num_time_tokens=data.get("num_time_tokens") or 0,
+        time_token_format=data.get("time_token_format") or "<t{t}>",
+        video_pool_sizes=_video_pool_sizes(data.get("video_encoder")),
+    )

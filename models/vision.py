@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SigLIP tower: pixels of frames or tiles in, one feature per patch out, to the projector."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nvila_ros.models.config import VisionConfig
+
+
+class VisionEmbeddings(nn.Module):
+    """Cuts a frame into patches and adds a learned position to each."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+        )
+        self.position_embedding = nn.Embedding(config.grid_side**2, config.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (F, P, D)
+        return patches + self.position_embedding.weight
+
+
+class VisionAttention(nn.Module):
+    """Every patch of a frame attends to every other patch of it."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        split = (self.num_heads, -1)
+        query = (
+            self.q_proj(hidden).unflatten(-1, split).transpose(1, 2)
+        )  # (F, heads, P, head width)
+        key = self.k_proj(hidden).unflatten(-1, split).transpose(1, 2)
+        value = self.v_proj(hidden).unflatten(-1, split).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class VisionMlp(nn.Module):
+    """Two linears with a GELU between them, per patch."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.approximate = "tanh" if config.hidden_act == "gelu_pytorch_tanh" else "none"
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden), approximate=self.approximate))
+
+
+class VisionLayer(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = VisionAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = VisionMlp(config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class VisionEncoder(nn.Module):
+    """The stack of layers, kept apart only for the released parameter names."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
+
+
+class VisionTransformer(nn.Module):
+    """Embeddings, layers and the final norm, which NVILA loads but does not use."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class VisionTower(nn.Module):
+    """SigLIP without a pooling head; its parameters are named as in `vision_tower/`."""
+
+    def __init__(self, config: VisionConfig, num_layers_to_run: int) -> None:
+        super().__init__()
+        self.num_layers_to_run = num_layers_to_run
+        self.vision_model = VisionTransformer(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(F, 3, S, S) in [-1, 1] -> (F, P, D), the state after the selected layer, before the final norm."""
+        hidden = self.vision_model.embeddings(pixels)
+        for layer in self.vision_model.encoder.layers[: self.num_layers_to_run]:
+            hidden = layer(hidden)
+        return hidden
