@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes of a network, read from and written to a checkpoint's JSON files: where the flow's shapes come from."""
+"""The sizes of a network, read from a checkpoint's JSON files: the flow's shapes come from here."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if self.hidden_act not in ("gelu_pytorch_tanh", "gelu"):
             raise ConfigError(
-                f"vision hidden_act is {self.hidden_act!r}; 'gelu_pytorch_tanh' or 'gelu' is expected"
+                f"vision hidden_act is {self.hidden_act!r}; "
+                "'gelu_pytorch_tanh' or 'gelu' is expected"
             )
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"vision hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads"
+                f"vision hidden_size {self.hidden_size} is no multiple of "
+                f"{self.num_attention_heads} heads"
             )
 
     @property
@@ -73,7 +75,8 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
-                f"{self.num_attention_heads} attention heads cannot share {self.num_key_value_heads} key-value heads"
+                f"{self.num_attention_heads} attention heads cannot share "
+                f"{self.num_key_value_heads} key-value heads"
             )
 
 
@@ -100,11 +103,13 @@ class NvilaConfig:
     def __post_init__(self) -> None:
         if self.mm_projector_type not in DOWNSAMPLE_RATES:
             raise ConfigError(
-                f"mm_projector_type is {self.mm_projector_type!r}; one of {sorted(DOWNSAMPLE_RATES)} is expected"
+                f"mm_projector_type is {self.mm_projector_type!r}; "
+                f"one of {sorted(DOWNSAMPLE_RATES)} is expected"
             )
         if self.image_aspect_ratio not in ASPECT_RATIO_MODES:
             raise ConfigError(
-                f"image_aspect_ratio is {self.image_aspect_ratio!r}; one of {ASPECT_RATIO_MODES} is expected"
+                f"image_aspect_ratio is {self.image_aspect_ratio!r}; "
+                f"one of {ASPECT_RATIO_MODES} is expected"
             )
         if self.image_aspect_ratio == "dynamic_s2" and not self.s2_scales:
             raise ConfigError(

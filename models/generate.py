@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns fused embeddings into an answer: free greedy text, or one of a finite set of answers with its probability."""
+"""Turns fused embeddings into an answer: free greedy text, or the likeliest of a finite set."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def choose(
     media: Sequence[Tensor] | Tensor,
     trie: TokenTrie,
 ) -> Choice:
-    """Read a prompt and pick one answer; what all answers share is read together with the prompt."""
+    """Read a prompt and pick one answer; what all answers share is read with the prompt."""
     ids = input_ids.tolist() if isinstance(input_ids, Tensor) else list(input_ids)
     embeds = model.embed([*ids, *trie.prefix], media)
     tail = trie.tail
@@ -79,11 +79,11 @@ def choose(
 
 @torch.inference_mode()
 def decode_choice(model: Nvila, cache: KeyValueCache, hidden: Tensor, trie: TokenTrie) -> Choice:
-    """Pick one answer after a prompt that is in the cache and ended in `hidden` (D,) or (1, D).
+    """Pick one answer after a prompt that is in the cache and ended in `hidden` (D,).
 
-    Forced tokens are never asked for, and all branches are read in one pass, each row seeing only its
-    own path. The walk takes the most likely allowed token at each branch, so it equals free greedy
-    decoding whenever that stays within the answers. The cache is left as it was.
+    Forced tokens are never asked for, and all branches are read in one pass, each row seeing only
+    its own path. The walk takes the most likely allowed token at each branch, so it equals free
+    greedy decoding whenever that stays within the answers. The cache is left as it was.
     """
     states = hidden.reshape(1, -1)
     if trie.tokens:
@@ -94,9 +94,9 @@ def decode_choice(model: Nvila, cache: KeyValueCache, hidden: Tensor, trie: Toke
     remaining = set(range(len(trie)))
     for branch, row in zip(trie.branches, scores, strict=True):
         allowed = row[list(branch.tokens)].double()
-        for answers, log_probability in zip(branch.answers, allowed.log_softmax(-1), strict=True):
-            log_probabilities[list(answers)] += log_probability
-        # Branches come from the top down, so one that still holds all remaining answers is on the walk.
+        for answers, log_share in zip(branch.answers, allowed.log_softmax(-1), strict=True):
+            log_probabilities[list(answers)] += log_share
+        # Branches come from the top down: one that holds all remaining answers is on the walk.
         if remaining == {answer for answers in branch.answers for answer in answers}:
             remaining = set(branch.answers[int(allowed.argmax())])
     (index,) = remaining

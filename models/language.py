@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder: fused text and frame embeddings in, hidden states and next-token scores out (Qwen2, Llama)."""
+"""The decoder (Qwen2, Llama): fused embeddings in, hidden states and next-token scores out."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class LanguageStack(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """The decoder; its parameters are named as in `llm/`. A tied head has no parameter of its own."""
+    """The decoder, its parameters named as in `llm/`; a tied head has no parameter of its own."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -191,8 +191,8 @@ class LanguageModel(nn.Module):
 
         Without a cache: plain causal attention, right-padded batches need no mask.
         With a cache: the L tokens follow what it keeps and are written into it.
-        `positions` (L,) or (B, L) count from the cache's length by default; `mask` (L, keys) is True
-        where a token may look and replaces the causal rule.
+        `positions` (L,) or (B, L) count from the cache's length by default; `mask` (L, keys) is
+        True where a token may look and replaces the causal rule.
         """
         length = embeds.shape[1]
         kept = 0 if cache is None else cache.length

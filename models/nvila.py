@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The assembled network: frames become features, features and text become one sequence, the sequence an answer."""
+"""The assembled network: frames become features, features and text one sequence of embeddings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nvila_ros.models.vision import VisionTower
 class Nvila(nn.Module):
     """Vision tower, projector and decoder, with the released parameter names under three roots.
 
-    `media_token_ids` are the ids that stand for a block of features in a sequence, `newline_token_ids`
-    the tokenised "\\n" whose embedding ends each block. Both come from the tokenizer (`connect`).
+    `media_token_ids` stand for a block of features in a sequence, `newline_token_ids` are the
+    tokenised "\\n" whose embedding ends each block. Both come from the tokenizer (`connect`).
     """
 
     def __init__(self, config: NvilaConfig) -> None:
@@ -77,7 +77,7 @@ class Nvila(nn.Module):
             raise ValueError(
                 f"the prompt has places for {num_expected} images or frames, got {len(media)}"
             )
-        # Media ids may lie beyond the embedding's rows, so only text (and the newlines) is looked up.
+        # Media ids may lie beyond the embedding's rows: only text and newlines are looked up.
         text: list[int] = []
         cuts: list[int] = []  # how much text stands before each block
         for token in ids:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projector: folds blocks of patches into channels and maps them to the language model's width."""
+"""The projector: folds blocks of patches into channels and maps them to the decoder's width."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only place where text for the network is written: navigation prompt, chat template, refusal of injected tokens."""
+"""The only place where text for the network is written: prompt, chat template, input checks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ NAVIGATION_OPENING = (
 NAVIGATION_CURRENT = ", and current observation "
 NAVIGATION_TASK = '. Your assigned task is: "'
 NAVIGATION_CLOSING = (
-    '" Analyze this series of images to decide your next action, which could be turning left or right '
-    "by a specific degree, moving forward a certain distance, or stop if the task is completed."
+    '" Analyze this series of images to decide your next action, which could be turning left '
+    "or right by a specific degree, moving forward a certain distance, or stop if the task is completed."
 )
 NAVIGATION_PHRASES = (NAVIGATION_OPENING, NAVIGATION_CURRENT, NAVIGATION_TASK, NAVIGATION_CLOSING)
 
 QWEN2_SYSTEM = "You are a helpful assistant"  # no full stop: the released template has none
 LLAMA_3_SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
+    "You are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural "
+    "language."
 )
 QWEN2_PHRASES = (f"system\n{QWEN2_SYSTEM}", "user\n", "assistant\n")
 
@@ -44,7 +45,7 @@ _TOKEN_LOOKALIKE = re.compile(
 
 
 def check_text(text: str, forbidden_tokens: Iterable[str] = ()) -> None:
-    """Raise InstructionError if user text holds control characters or anything that is, or resembles, a token.
+    """Raise InstructionError if user text holds control characters or what looks like a token.
 
     `forbidden_tokens` are the special tokens of the loaded tokenizer. Letter case is ignored, since
     normalising an instruction changes it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to token ids and back, with the light `tokenizers` package: between the prompt and the embeddings."""
+"""Text to token ids and back, with the light `tokenizers` package: from prompt to embeddings."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_byte_pairs(folder: Path) -> tokenizers.Tokenizer:
-    """Qwen2's byte-pair tokenizer from `vocab.json` and `merges.txt`, as the released folders have it."""
+    """Qwen2's byte-pair tokenizer from the released `vocab.json` and `merges.txt`."""
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).exists():
             raise CheckpointError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A finite set of answers as a tree of tokens, laid out so that one forward pass scores all of it."""
+"""A finite set of answers as a tree of tokens, laid out so that one pass scores all of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Branch:
 
 
 class TokenTrie:
-    """Token sequences as a tree; rows are the tokens that must be read before the last branch on each path."""
+    """Token sequences as a tree; its rows are the tokens to read before each path's last branch."""
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.sequences = tuple(tuple(sequence) for sequence in sequences)
@@ -80,7 +80,7 @@ class TokenTrie:
 
     @cached_property
     def visibility(self) -> Tensor:
-        """(rows, rows) bool: True where a row's path passes through the column's row, itself included."""
+        """(rows, rows) bool: True where a row's path runs through the column's row or is it."""
         mask = torch.eye(len(self.tokens), dtype=torch.bool)
         for row, parent in enumerate(self.parents):
             if parent >= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ten actions: between the words that the model speaks and the metres and radians that the robot drives."""
+"""The ten actions: from the words that the model speaks to the metres and radians of the robot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SENTENCE_OPENING = "The next action is"
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """One entry of the vocabulary; `index` is its place in ACTIONS and in the simulator's MOTIONS."""
+    """One entry of the vocabulary; `index` is its place in ACTIONS and the simulator's MOTIONS."""
 
     index: int
     kind: Kind
@@ -68,7 +68,8 @@ class ActionTrie(TokenTrie):
 
 
 _MOTION = re.compile(
-    r"\bis (?:to )?(?P<kind>move forward|turn left|turn right)\b(?:\s+(?P<amount>\d+(?:\.\d+)?)\s*(?P<unit>[a-z°]+)?)?",
+    r"\bis (?:to )?(?P<kind>move forward|turn left|turn right)\b"
+    r"(?:\s+(?P<amount>\d+(?:\.\d+)?)\s*(?P<unit>[a-z°]+)?)?",
     re.IGNORECASE,
 )
 _STOP = re.compile(r"\bstop\b", re.IGNORECASE)

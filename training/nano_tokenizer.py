@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the small network's tokenizer: every instruction word and every fixed phrase is one token."""
+"""Builds the small network's tokenizer: each instruction word and fixed phrase is one token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORD_SCORE, BYTE_SCORE = -1.0, -10.0
 
 
 def build_nano_tokenizer(words: Iterable[str], phrases: Iterable[str] = FIXED_PHRASES) -> Tokenizer:
-    """A closed vocabulary of words over a byte alphabet, so that any other text still encodes.
+    """A closed vocabulary of words over a byte alphabet, so any other text still encodes.
 
     Letter case is dropped and a word is the same token wherever it stands, since a small network sees
     too few rare forms to learn them. Phrases are kept byte for byte.
