@@ -25,7 +25,8 @@ NAVIGATION_CURRENT = ", and current observation "
 NAVIGATION_TASK = '. Your assigned task is: "'
 NAVIGATION_CLOSING = (
     '" Analyze this series of images to decide your next action, which could be turning left '
-    "or right by a specific degree, moving forward a certain distance, or stop if the task is completed."
+    "or right by a specific degree, moving forward a certain distance, or stop if the task is "
+    "completed."
 )
 NAVIGATION_PHRASES = (NAVIGATION_OPENING, NAVIGATION_CURRENT, NAVIGATION_TASK, NAVIGATION_CLOSING)
 
@@ -37,9 +38,9 @@ LLAMA_3_SYSTEM = (
 )
 QWEN2_PHRASES = (f"system\n{QWEN2_SYSTEM}", "user\n", "assistant\n")
 
-# Anything that looks like a control or media token of some tokenizer, whichever checkpoint is loaded.
+# Anything that looks like a control or media token of some tokenizer, whichever one is loaded.
 _TOKEN_LOOKALIKE = re.compile(
-    r"<\|[^<>]*\|>|</?[a-z_][\w/.:-]*>|<0x[0-9a-f]{2}>|\[/?(?:bos|eos|pad|unk|sep|cls|mask|inst)\]|<<\/?sys>>",
+    r"<\|[^<>]*\|>|<[/\w][\w/.:-]*>|\[/?(?:bos|eos|pad|unk|sep|cls|mask|inst)\]",
     re.IGNORECASE,
 )
 
@@ -51,12 +52,9 @@ def check_text(text: str, forbidden_tokens: Iterable[str] = ()) -> None:
     normalising an instruction changes it.
     """
     for character in text:
-        if (
-            unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co")
-            and character not in "\t\r\n"
-        ):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\r\n":
             raise InstructionError(
-                f"the text holds the control character U+{ord(character):04X}; remove it and send it again"
+                f"the text holds the control character U+{ord(character):04X}; remove it"
             )
     folded = text.casefold()
     found = next((token for token in forbidden_tokens if token.casefold() in folded), None)
@@ -64,7 +62,7 @@ def check_text(text: str, forbidden_tokens: Iterable[str] = ()) -> None:
         found = match.group()
     if found is not None:
         raise InstructionError(
-            f"the text holds {found!r}, which the model reads as a control or media token; remove it"
+            f"the text holds {found!r}, which a model reads as a control or media token"
         )
 
 
@@ -85,7 +83,8 @@ def clean_instruction(text: str, forbidden_tokens: Iterable[str] = ()) -> str:
         )
     if len(text) > MAX_INSTRUCTION_CHARACTERS:
         raise InstructionError(
-            f"the instruction has {len(text)} characters, at most {MAX_INSTRUCTION_CHARACTERS} are read; shorten it"
+            f"the instruction has {len(text)} characters, at most {MAX_INSTRUCTION_CHARACTERS} "
+            "are read; shorten it"
         )
     forbidden_tokens = tuple(forbidden_tokens)
     check_text(text, forbidden_tokens)
@@ -112,7 +111,7 @@ def chat_prompt(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """(role, content) messages -> the text the decoder was trained on; the answer begins right after it."""
+    """(role, content) messages -> the text that the decoder was trained to continue."""
     if template == "qwen2":
         return _qwen2_chat(messages, add_generation_prompt)
     if template == "llama_3":

@@ -177,6 +177,7 @@ def _add_saved_tokens(
             (backend.add_special_tokens if special else backend.add_tokens)([token])
         if backend.token_to_id(content) != index:
             raise CheckpointError(
-                f"{folder}: token {content!r} has id {backend.token_to_id(content)}, its list says {index}; "
+                f"{folder}: token {content!r} has id {backend.token_to_id(content)}, "
+                f"its list says {index}; "
                 "the tokenizer files are not from one checkpoint"
             )

@@ -105,7 +105,7 @@ class VisionTower(nn.Module):
         self.vision_model = VisionTransformer(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(F, 3, S, S) in [-1, 1] -> (F, P, D), the selected layer's output before the final norm."""
+        """(F, 3, S, S) in [-1, 1] -> (F, P, D), the selected layer's output."""
         hidden = self.vision_model.embeddings(pixels)
         for layer in self.vision_model.encoder.layers[: self.num_layers_to_run]:
             hidden = layer(hidden)

@@ -21,8 +21,8 @@ WORD_SCORE, BYTE_SCORE = -1.0, -10.0
 def build_nano_tokenizer(words: Iterable[str], phrases: Iterable[str] = FIXED_PHRASES) -> Tokenizer:
     """A closed vocabulary of words over a byte alphabet, so any other text still encodes.
 
-    Letter case is dropped and a word is the same token wherever it stands, since a small network sees
-    too few rare forms to learn them. Phrases are kept byte for byte.
+    Letter case is dropped and a word is the same token wherever it stands, since a small network
+    sees too few rare forms to learn them. Phrases are kept byte for byte.
     """
     word_splitter = pre_tokenizers.ByteLevel(add_prefix_space=True)
     pieces = {
