@@ -184,3 +184,36 @@ def blocked_cells(solid: list[Obstacle], x_m: np.ndarray, y_m: np.ndarray,
         outside_width = np.maximum(abs(dy * cos - dx * sin) - obstacle.half_width_m, 0)
         blocked[i0:i1, j0:j1] |= outside_depth**2 + outside_width**2 <= margin_m**2
     return blocked
+
+
+def rectangle_table(solid: list[Obstacle]) -> np.ndarray:
+    """(N, 6): x, y, cos(yaw), sin(yaw), half depth, half width."""
+    return np.array([(o.x_m, o.y_m, math.cos(o.yaw_rad), math.sin(o.yaw_rad), o.half_depth_m,
+                      o.half_width_m) for o in solid])
+
+
+def distances_m(points: np.ndarray, rectangles: np.ndarray) -> np.ndarray:
+    """(P, 2) points, (N, 6) rectangles -> (P, N) distances, 0 inside."""
+    x, y, cos, sin, half_depth, half_width = rectangles.T
+    dx, dy = points[:, :1] - x, points[:, 1:] - y
+    outside_depth = np.maximum(abs(dx * cos + dy * sin) - half_depth, 0)
+    outside_width = np.maximum(abs(dy * cos - dx * sin) - half_width, 0)
+    return np.hypot(outside_depth, outside_width)
+
+
+def cast_rays(origin: np.ndarray, directions: np.ndarray, rectangles: np.ndarray) -> np.ndarray:
+    """(2,) origin, (R, 2) unit directions, (N, 6) rectangles -> (R,) distances, inf for no hit."""
+    x, y, cos, sin, half_depth, half_width = rectangles.T
+    dx, dy = origin[0] - x, origin[1] - y
+    start = np.stack([dx * cos + dy * sin, dy * cos - dx * sin])  # (2, N) in the rectangles' frames
+    slope = np.stack([directions[:, :1] * cos + directions[:, 1:] * sin,
+                      directions[:, 1:] * cos - directions[:, :1] * sin])  # (2, R, N)
+    half = np.stack([half_depth, half_width])[:, None]
+    with np.errstate(divide='ignore', invalid='ignore'):
+        first = (-half - start[:, None]) / slope
+        second = (half - start[:, None]) / slope
+    # A ray parallel to a slab gives nan or infinities; nan counts as inside the slab.
+    enter = np.nanmax(np.minimum(first, second), axis=0)
+    leave = np.nanmin(np.maximum(first, second), axis=0)
+    hit = (leave >= enter) & (leave >= 0)
+    return np.where(hit, np.maximum(enter, 0), np.inf).min(1)
