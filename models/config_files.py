@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads and writes a network's sizes as the JSON files of the released three-folder layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from nvila_ros.errors import CheckpointError
+from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint, or a CheckpointError that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} is missing; point model_path at a folder in the released layout"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); copy the file again") from None
+
+
+def _require(mapping: dict[str, Any], key: str, path: Path) -> Any:
+    if mapping.get(key) is None:
+        raise CheckpointError(f"{path} has no {key!r}; it is needed to build the network")
+    return mapping[key]
+
+
+def _read_vision(path: Path) -> VisionConfig:
+    data = read_json(path)
+    known = {item.name for item in fields(VisionConfig)}
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        _require(data, key, path)
+    for key in ("image_size", "patch_size"):
+        _require(data, key, path)
+    return VisionConfig(**{key: value for key, value in data.items() if key in known})
+
+
+def _read_language(path: Path) -> LanguageConfig:
+    data = read_json(path)
+    model_type = _require(data, "model_type", path)
+    if model_type not in ("qwen2", "llama"):
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}; 'qwen2' or 'llama' is supported"
+        )
+    if data.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(f"{path}: hidden_act is {data['hidden_act']!r}; 'silu' is supported")
+    heads = _require(data, "num_attention_heads", path)
+    hidden_size = _require(data, "hidden_size", path)
+    max_positions = _require(data, "max_position_embeddings", path)
+    # Transformers 5 moved rope_theta into rope_parameters; released folders have it at the top.
+    rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "linear"):
+        raise CheckpointError(
+            f"{path}: rope type is {rope_type!r}; 'default' or 'linear' is supported"
+        )
+    return LanguageConfig(
+        vocab_size=_require(data, "vocab_size", path),
+        hidden_size=hidden_size,
+        intermediate_size=_require(data, "intermediate_size", path),
+        num_hidden_layers=_require(data, "num_hidden_layers", path),
+        num_attention_heads=heads,
+        num_key_value_heads=data.get("num_key_value_heads") or heads,
+        head_dim=data.get("head_dim") or hidden_size // heads,
+        max_position_embeddings=max_positions,
+        model_max_length=data.get("model_max_length") or max_positions,
+        rope_theta=data.get("rope_theta") or rope.get("rope_theta", 10_000.0),
+        rope_linear_factor=rope.get("factor", 1.0) if rope_type == "linear" else 1.0,
+        rms_norm_eps=data.get("rms_norm_eps", 1e-6),
+        qkv_bias=model_type == "qwen2" or bool(data.get("attention_bias", False)),
+        tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
+        model_type=model_type,
+    )
+
+
+def _video_pool_sizes(encoder: str | dict[str, Any] | None) -> tuple[tuple[int, int, int], ...]:
+    """The TSP encoder's pool sizes; the released field is a dict or a JSON string of one."""
+    spec = json.loads(encoder) if isinstance(encoder, str) else encoder or {}
+    return tuple(tuple(pool) for pool in spec.get("pool_sizes") or ())
+
+
+def load_config(folder: Path | str) -> NvilaConfig:
+    """Read the JSON files of a released three-folder checkpoint."""
+    folder = Path(folder)
+    path = folder / "config.json"
+    data = read_json(path)
+    projector_path = folder / "mm_projector" / "config.json"
+    projector = read_json(projector_path)
+    language = _read_language(folder / "llm" / "config.json")
+    aspect_ratio = data.get("image_aspect_ratio") or "resize"
+    scales = data.get("s2_scales") or ""
+    if isinstance(scales, str):
+        scales = [int(scale) for scale in scales.split(",") if scale]
+    return NvilaConfig(
+        vision=_read_vision(folder / "vision_tower" / "config.json"),
+        language=language,
+        mm_projector_type=_require(projector, "mm_projector_type", projector_path),
+        image_aspect_ratio=aspect_ratio,
+        mm_vision_select_layer=data.get("mm_vision_select_layer", -2),
+        num_video_frames=data.get("num_video_frames") or 8,
+        s2_scales=tuple(scales) if aspect_ratio == "dynamic_s2" else (),
+        min_tiles=data.get("min_tiles") or 1,
+        max_tiles=data.get("max_tiles") or 12,
+        chat_template="llama_3" if language.model_type == "llama" else "qwen2",
+        num_time_tokens=data.get("num_time_tokens") or 0,
+        time_token_format=data.get("time_token_format") or "<t{t}>",
+        video_pool_sizes=_video_pool_sizes(data.get("video_encoder")),
+    )
+
+
+def save_config(folder: Path | str, config: NvilaConfig, dtype: str) -> None:
+    """Write the JSON files; Hugging Face's classes read those of `llm/` and `vision_tower/`."""
+    folder = Path(folder)
+    projector = {
+        "architectures": ["MultimodalProjector"],
+        "model_type": "v2l_projector",
+        "mm_projector_type": config.mm_projector_type,
+        "torch_dtype": dtype,
+    }
+    parts = {
+        "config.json": _top_level(config, dtype),
+        "llm/config.json": _language(config.language, dtype),
+        "vision_tower/config.json": _vision(config.vision, dtype),
+        "vision_tower/preprocessor_config.json": _preprocessor(config),
+        "mm_projector/config.json": projector,
+    }
+    for name, data in parts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
+    is_tsp = bool(config.video_pool_sizes)
+    video_encoder: dict[str, Any] = {
+        "_target_": f"llava.model.encoders.{'TSPVideoEncoder' if is_tsp else 'BasicVideoEncoder'}"
+    }
+    if is_tsp:
+        video_encoder["pool_sizes"] = [list(pool) for pool in config.video_pool_sizes]
+    return {
+        "architectures": ["LlavaLlamaModel"],
+        "model_type": "llava_llama",
+        "dynamic_s2": config.image_aspect_ratio == "dynamic_s2",
+        "hidden_size": config.language.hidden_size,
+        "image_aspect_ratio": config.image_aspect_ratio,
+        "image_encoder": {"_target_": "llava.model.encoders.BasicImageEncoder"},
+        "max_tiles": config.max_tiles,
+        "min_tiles": config.min_tiles,
+        "mm_hidden_size": config.mm_hidden_size,
+        "mm_vision_select_feature": "cls_patch",
+        "mm_vision_select_layer": config.mm_vision_select_layer,
+        "model_dtype": f"torch.{dtype}",
+        "num_time_tokens": config.num_time_tokens,
+        "num_video_frames": config.num_video_frames,
+        "s2_scales": ",".join(str(scale) for scale in config.s2_scales),
+        "time_token_format": config.time_token_format,
+        "video_encoder": video_encoder,
+    }
+
+
+def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
+    data = asdict(config)
+    qkv_bias = data.pop("qkv_bias")
+    factor = data.pop("rope_linear_factor")
+    is_qwen2 = config.model_type == "qwen2"
+    return {
+        "architectures": ["Qwen2ForCausalLM" if is_qwen2 else "LlamaForCausalLM"],
+        **data,
+        **({} if is_qwen2 else {"attention_bias": qkv_bias}),
+        "hidden_act": "silu",
+        "rope_scaling": None if factor == 1.0 else {"type": "linear", "factor": factor},
+        "torch_dtype": dtype,
+    }
+
+
+def _vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "vision_use_head": False,
+        "torch_dtype": dtype,
+        **asdict(config),
+    }
+
+
+def _preprocessor(config: NvilaConfig) -> dict[str, Any]:
+    side = config.vision.image_size
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": side, "width": side},
+    }

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints on disk to networks in memory and back, in the released three-folder layout, safetensors only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nvila_ros.errors import CheckpointError
+from nvila_ros.models.config_files import load_config, read_json, save_config
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.tokenizer import Tokenizer
+
+PARTS = ("vision_tower", "mm_projector", "llm")
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+# Entries of released files that have no place in the network: buffers, and heads that are not used.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".embeddings.position_ids")
+IGNORED_PREFIXES = ("vision_model.head.",)
+
+
+def load(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[Nvila, Tokenizer]:
+    """Read a checkpoint folder straight to its device and dtype; all of it or a CheckpointError.
+
+    The default dtype is float32 on a CPU and float16, as released inference uses, elsewhere.
+    """
+    folder, device = Path(folder), torch.device(device)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; point model_path at a checkpoint's folder")
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    config = load_config(folder)
+    tokenizer = Tokenizer.load(folder / "llm")
+    tokenizer.add_tokens(
+        config.time_token_format.format(t=index) for index in range(config.num_time_tokens)
+    )
+    with torch.device("meta"):
+        model = Nvila(config)
+    for part in PARTS:
+        module = model.get_submodule(part)
+        module.load_state_dict(_read_part(folder / part, module, device, dtype), assign=True)
+    model.connect(tokenizer.media_ids, tokenizer.newline_ids)
+    return model.eval(), tokenizer
+
+
+def save(
+    folder: Path | str, model: Nvila, tokenizer: Tokenizer, dtype: torch.dtype | None = None
+) -> None:
+    """Write a network that `load` and Hugging Face's classes read back; `dtype` defaults to the network's."""
+    folder = Path(folder)
+    dtype = dtype or model.dtype
+    save_config(folder, model.config, str(dtype).removeprefix("torch."))
+    tokenizer.save(folder / "llm")
+    for part in PARTS:
+        state = model.get_submodule(part).state_dict()
+        tensors = {
+            key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in state.items()
+        }
+        path = folder / part / SINGLE_FILE
+        unfinished = path.with_suffix(".unfinished")
+        save_file(tensors, unfinished, metadata={"format": "pt"})
+        os.replace(unfinished, path)  # a reader never meets half a file
+
+
+def _read_part(
+    folder: Path, module: nn.Module, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """All tensors of one part, each checked against the network before it is read."""
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    has_tied_head = "model.embed_tokens.weight" in expected and "lm_head.weight" not in expected
+    state: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for path in _tensor_files(folder):
+        for key, tensor in _read_file(path, expected, device):
+            if tensor is not None:
+                state[key] = tensor.to(dtype)
+            elif not (_is_ignored(key) or (has_tied_head and key == "lm_head.weight")):
+                unexpected.append(key)
+    missing = sorted(expected.keys() - state.keys())
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{folder} does not fit its config.json: {_summary('missing', missing)}"
+            f"{_summary('not expected', unexpected)}copy the folder again, or load it with its own config"
+        )
+    return state
+
+
+def _is_ignored(key: str) -> bool:
+    return key.endswith(IGNORED_SUFFIXES) or key.startswith(IGNORED_PREFIXES)
+
+
+def _summary(title: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f"{title}: {', '.join(keys[:3])}{more}; "
+
+
+def _read_file(
+    path: Path, expected: dict[str, tuple[int, ...]], device: torch.device
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Each key of a file with its tensor, or None where the network has no place for it."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for key in file.keys():  # noqa: SIM118 - the file is no mapping
+                if key not in expected:
+                    yield key, None
+                    continue
+                shape = tuple(file.get_slice(key).get_shape())
+                if shape != expected[key]:
+                    raise CheckpointError(
+                        f"{path}: {key} has shape {shape}, config.json asks for {expected[key]}; "
+                        "the weights and the config are not of one checkpoint"
+                    )
+                yield key, file.get_tensor(key)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    """The safetensors files of one part: one file, or the shards that the index lists."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is missing; a checkpoint has the folders {', '.join(PARTS)}"
+        )
+    if (folder / SINGLE_FILE).exists():
+        return [folder / SINGLE_FILE]
+    if (folder / INDEX_FILE).exists():
+        names = sorted(set(read_json(folder / INDEX_FILE).get("weight_map", {}).values()))
+        absent = [name for name in names if not (folder / name).exists()]
+        if absent or not names:
+            raise CheckpointError(
+                f"{folder}: {len(absent)} of {len(names)} shards of {INDEX_FILE} are missing"
+                f"{': ' + ', '.join(absent[:3]) if absent else ''}; download them"
+            )
+        return [folder / name for name in names]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder / pickles[0]} is a pickle, which can run code, and is refused; convert it where you "
+            f"trust it: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{pickles[0]}', "
+            f"weights_only=True), '{SINGLE_FILE}')\""
+        )
+    raise CheckpointError(
+        f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights"
+    )
