@@ -95,13 +95,13 @@ def apply(grid: OccupancyGrid, poses: np.ndarray, motion_indices: np.ndarray) ->
     return Moved(unit_poses, executed, collided)
 
 
-def free_forward(grid: OccupancyGrid, poses: np.ndarray) -> np.ndarray:
-    """(N, 3) -> (N,) metres that each pose can drive straight on: steps of 5 cm up to 0.75 m.
+def free_forward(grid: OccupancyGrid, poses: np.ndarray, num_units: int = MAX_UNITS) -> np.ndarray:
+    """(N, 3) -> (N,) metres that each pose can drive straight on, up to `num_units` units, by 5 cm.
 
     A robot that stands inside the inflated zone may leave it: there a step is allowed that does
     not bring it nearer to the obstacle.
     """
-    steps_m = np.arange(1, round(MAX_UNITS * UNIT_FORWARD_M / SUBSTEP_M) + 1) * SUBSTEP_M
+    steps_m = np.arange(1, round(num_units * UNIT_FORWARD_M / SUBSTEP_M) + 1) * SUBSTEP_M
     headings = np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=-1)
     points = poses[:, None, :2] + steps_m[:, None] * headings[:, None, :]  # (N, 15, 2)
     allowed = grid.is_free(points)
