@@ -88,6 +88,7 @@ class NvilaConfig:
     mm_vision_select_layer: int = -2  # index into the tower's hidden states, input embedding first
     num_video_frames: int = 8
     s2_scales: tuple[int, ...] = ()  # tile sides in pixels, small to large; only for dynamic_s2
+    s2_output_scale: int = -1  # index of the scale whose map the tokens follow
     min_tiles: int = 1
     max_tiles: int = 12
     chat_template: str = "qwen2"

@@ -93,6 +93,7 @@ def load_config(folder: Path | str) -> NvilaConfig:
     projector = read_json(projector_path)
     language = _read_language(folder / "llm" / "config.json")
     aspect_ratio = data.get("image_aspect_ratio") or "resize"
+    is_s2 = aspect_ratio == "dynamic_s2"
     scales = data.get("s2_scales") or ""
     if isinstance(scales, str):
         scales = [int(scale) for scale in scales.split(",") if scale]
@@ -103,7 +104,8 @@ def load_config(folder: Path | str) -> NvilaConfig:
         image_aspect_ratio=aspect_ratio,
         mm_vision_select_layer=data.get("mm_vision_select_layer", -2),
         num_video_frames=data.get("num_video_frames") or 8,
-        s2_scales=tuple(scales) if aspect_ratio == "dynamic_s2" else (),
+        s2_scales=tuple(scales) if is_s2 else (),
+        s2_output_scale=data.get("s2_resize_output_to_scale_idx", -1) if is_s2 else -1,
         min_tiles=data.get("min_tiles") or 1,
         max_tiles=data.get("max_tiles") or 12,
         chat_template="llama_3" if language.model_type == "llama" else "qwen2",
@@ -157,6 +159,7 @@ def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
         "model_dtype": f"torch.{dtype}",
         "num_time_tokens": config.num_time_tokens,
         "num_video_frames": config.num_video_frames,
+        "s2_resize_output_to_scale_idx": config.s2_output_scale,
         "s2_scales": ",".join(str(scale) for scale in config.s2_scales),
         "time_token_format": config.time_token_format,
         "video_encoder": video_encoder,

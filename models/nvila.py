@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nvila_ros.models.config import NvilaConfig
 from nvila_ros.models.language import KeyValueCache, LanguageModel
+from nvila_ros.models.multiscale import project_scales
 from nvila_ros.models.projector import Projector
 from nvila_ros.models.vision import VisionTower
 
@@ -62,6 +63,19 @@ class Nvila(nn.Module):
         if self.config.num_scales > 1:
             patches = patches.repeat(1, 1, self.config.num_scales)
         return self.mm_projector(patches)
+
+    def encode_tiles(self, pixels: Tensor, block: tuple[int, int]) -> Tensor:
+        """All tiles of one picture at all scales (N, 3, S, S) -> (T, D), for dynamic_s2 only.
+
+        `block` is (rows, columns) of the largest scale.
+        """
+        return project_scales(
+            self.vision_tower(pixels),
+            self.mm_projector,
+            self.config.s2_scales,
+            block,
+            self.config.s2_output_scale,
+        )
 
     def embed(
         self, input_ids: Sequence[int] | Tensor, media: Sequence[Tensor] | Tensor = ()

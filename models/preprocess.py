@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera frames and pictures to the square tiles that the vision tower reads, bit for bit as PIL makes them."""
+"""Frames and pictures to the square tiles that the vision tower reads, bit for bit as by PIL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def to_image(frame: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(frame, np.ndarray):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ImageError(
-                f"got an image of shape {frame.shape} {frame.dtype}; (H, W, 3) uint8 RGB is expected"
+                f"got an image of shape {frame.shape} {frame.dtype}; "
+                "(H, W, 3) uint8 RGB is expected"
             )
         if 0 in frame.shape:
             raise ImageError(f"got an empty image of shape {frame.shape}")
@@ -72,7 +73,7 @@ def pad_to_square(image: Image.Image) -> Image.Image:
 
 
 def frame_pixels(frame: Image.Image | np.ndarray, config: NvilaConfig) -> Tensor:
-    """One camera frame -> (3, S, S) float32 in [-1, 1]: always one tile, as for every video frame."""
+    """One camera frame -> (3, S, S) float32 in [-1, 1]: one tile, as every video frame."""
     image = to_image(frame)
     if config.image_aspect_ratio == "pad":
         image = pad_to_square(image)
@@ -101,11 +102,13 @@ def closest_grid(
     Among equally near grids the larger one is taken where the picture fills more than half of it.
     """
     width, height = size_px
+    # Grids of one size keep the set's order, as in the reference: it decides the rare exact ties.
     grids = sorted(
         {
             (columns, rows)
-            for columns in range(1, max_tiles + 1)
-            for rows in range(1, max_tiles + 1)
+            for count in range(min_tiles, max_tiles + 1)
+            for columns in range(1, count + 1)
+            for rows in range(1, count + 1)
             if min_tiles <= columns * rows <= max_tiles
         },
         key=lambda grid: grid[0] * grid[1],
@@ -132,7 +135,7 @@ def cut(image: Image.Image, columns: int, rows: int, side_px: int) -> list[Image
 def dynamic_tiles(
     image: Image.Image, side_px: int, min_tiles: int, max_tiles: int
 ) -> list[Image.Image]:
-    """NVILA-Lite: the grid of the nearest aspect, then a thumbnail of the whole unless it is one tile."""
+    """NVILA-Lite: the grid of the nearest aspect, then a thumbnail unless it is one tile."""
     columns, rows = closest_grid(image.size, min_tiles, max_tiles, side_px)
     tiles = cut(image, columns, rows, side_px)
     return tiles if len(tiles) == 1 else [*tiles, image.resize((side_px, side_px))]
@@ -141,7 +144,7 @@ def dynamic_tiles(
 def dynamic_s2_tiles(
     image: Image.Image, scales_px: Sequence[int], max_tiles: int
 ) -> tuple[list[Image.Image], tuple[int, int]]:
-    """NVILA: a square grid per smaller scale, then the largest scale's grid, which keeps the aspect.
+    """NVILA: a square grid per smaller scale, then the largest one's, which keeps the aspect.
 
     Returns the tiles, smallest scale first, and (rows, columns) of the largest scale.
     """

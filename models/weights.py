@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints on disk to networks in memory and back, in the released three-folder layout, safetensors only."""
+"""Checkpoints on disk to networks in memory and back: three folders, safetensors only."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def load(
 def save(
     folder: Path | str, model: Nvila, tokenizer: Tokenizer, dtype: torch.dtype | None = None
 ) -> None:
-    """Write a network that `load` and Hugging Face's classes read back; `dtype` defaults to the network's."""
+    """Write a network that `load` and Hugging Face's classes read; by default in its own dtype."""
     folder = Path(folder)
     dtype = dtype or model.dtype
     save_config(folder, model.config, str(dtype).removeprefix("torch."))
@@ -91,7 +91,8 @@ def _read_part(
     if missing or unexpected:
         raise CheckpointError(
             f"{folder} does not fit its config.json: {_summary('missing', missing)}"
-            f"{_summary('not expected', unexpected)}copy the folder again, or load it with its own config"
+            f"{_summary('not expected', unexpected)}copy the folder again, "
+            "or load it with its own config"
         )
     return state
 
@@ -148,9 +149,9 @@ def _tensor_files(folder: Path) -> list[Path]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise CheckpointError(
-            f"{folder / pickles[0]} is a pickle, which can run code, and is refused; convert it where you "
-            f"trust it: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{pickles[0]}', "
-            f"weights_only=True), '{SINGLE_FILE}')\""
+            f"{folder / pickles[0]} is a pickle, which can run code, and is refused; convert it: "
+            'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{pickles[0]}', weights_only=True), '{SINGLE_FILE}')\""
         )
     raise CheckpointError(
         f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights"

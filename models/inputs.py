@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One user message with its pictures to token ids and the feature blocks among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.preprocess import image_tiles
+from nvila_ros.models.prompt import IMAGE_TOKEN, user_prompt
+from nvila_ros.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class FusedInput:
+    """Token ids with places for media, and what goes there."""
+
+    input_ids: list[int]
+    media: list[Tensor]  # (T, D) per media id
+
+
+@torch.inference_mode()
+def prepare(
+    model: Nvila,
+    tokenizer: Tokenizer,
+    message: str,
+    images: Sequence[Image.Image | np.ndarray] = (),
+) -> FusedInput:
+    """A user message with one `<image>` per picture -> ids that end where the answer begins.
+
+    User text in the message must have passed `prompt.check_text`.
+    """
+    config = model.config
+    tiles = image_tiles(images, config)
+    media: list[Tensor] = []
+    if images:
+        pixels = tiles.pixels.to(model.device, model.dtype)
+        media = (
+            [model.encode_tiles(pixels, tiles.block)]
+            if tiles.block
+            else [*model.encode_frames(pixels)]
+        )
+    if config.image_aspect_ratio == "dynamic" and len(images) == 1:
+        # NVILA-Lite shows every tile as an image of its own, on its own line.
+        message = message.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN}\n" * len(media))
+    return FusedInput(tokenizer.encode(user_prompt(message.strip(), config.chat_template)), media)
