@@ -62,7 +62,7 @@ class FrameHistory:
     def append(
         self, rgb: np.ndarray, x_m: float, y_m: float, yaw_rad: float, stamp_s: float
     ) -> bool:
-        """Takes the newest (H, W, 3) uint8 image (kept, not copied); True when it became a sample."""
+        """Takes the newest (H, W, 3) uint8 image, not copied; True when it became a sample."""
         _check(rgb, (x_m, y_m, yaw_rad))
         frame = Frame(self._num_sampled, rgb, x_m, y_m, yaw_rad, stamp_s)
         self._current = frame

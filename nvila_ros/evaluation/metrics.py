@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Navigation metrics of VLN-CE: from a driven path and a reference path to numbers with intervals.
 
-All distances are geodesic metres except where a path's own length is meant. Definitions, per episode:
+Distances to the goal are geodesic. Definitions, per episode:
 
     TL    sum of Euclidean step lengths of the driven path
     NE    distance to the goal at the end
     SR    STOP was called and NE < success radius (strict)
     OS    distance to the goal < success radius at any time, the start included
     SPL   SR * start distance / max(start distance, TL)
-    nDTW  exp(-DTW(driven, reference) / (reference points * success radius)), exact DTW, turns ignored
+    nDTW  exp(-DTW(driven, reference) / (reference points * success radius)); exact DTW, and
+          positions count, not turns
     SDTW  SR * nDTW
     CR    share of executed primitives in which the base touched something; pooled over the episodes
 
@@ -111,7 +112,7 @@ def dtw(first_m: np.ndarray, second_m: np.ndarray) -> float:
     costs = np.linalg.norm(first_m[:, None, :] - second_m[None, :, :], axis=-1)  # (N, M)
     best = np.cumsum(costs[0])
     for row in costs[1:]:
-        # best[j] = row[j] + min(above[j], above[j-1], best[j-1]), the last term as a running minimum
+        # best[j] = row[j] + min(above[j], above[j-1], best[j-1]), the last as a running minimum
         above = np.minimum(best, np.concatenate([[np.inf], best[:-1]]))
         sums = np.cumsum(row)
         best = sums + np.minimum.accumulate(above - np.concatenate([[0.0], sums[:-1]]))

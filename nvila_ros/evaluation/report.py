@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Report: from per-episode metrics to one summary, as a JSON object for machines or a table for people."""
+"""Report: per-episode metrics become one summary, JSON for machines or a table for people."""
 
 import dataclasses
 import math

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Navigation policy: instruction and frames in, one of ten actions out; frames are encoded once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvila_ros.actions import ACTIONS, Action, ActionTrie
+from nvila_ros.config import HistoryConfig
+from nvila_ros.errors import ImageError, InstructionError
+from nvila_ros.history import Frame, FrameHistory
+from nvila_ros.models import weights
+from nvila_ros.models.generate import choose
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.preprocess import frame_pixels
+from nvila_ros.models.prompt import navigation_prompt, user_prompt
+from nvila_ros.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the model chose, how sure it was and what it looked at."""
+
+    action: Action
+    confidence: float  # probability of the choice among the ten, in [0, 1]
+    probabilities: tuple[float, ...]  # of all ten, in the order of ACTIONS
+    latency_s: float
+    num_encoded_frames: int  # frames that went through the vision tower for this decision
+    frame_indices: tuple[int | None, ...]  # sampled frames shown, oldest first; None is black
+    stamp_s: float  # time stamp of the current frame
+
+    @property
+    def index(self) -> int:
+        return self.action.index
+
+    @property
+    def sentence(self) -> str:
+        return self.action.sentence
+
+
+class NavigationPolicy:
+    """Decides where to go from an instruction and the frames seen so far.
+
+    A frame's features are kept with it; black padding is encoded once for all episodes. `prepare`,
+    called while the robot moves, encodes what later decisions may show, so that each of them has
+    only the newest frame left to encode. `observe` and `reset` are cheap and may be called from
+    another thread than the one that runs `decide` and `prepare`.
+    """
+
+    def __init__(
+        self, model: Nvila, tokenizer: Tokenizer, history: HistoryConfig | None = None
+    ) -> None:
+        default = HistoryConfig(num_frames=model.config.num_video_frames)
+        self._history = FrameHistory(history or default)
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._trie = ActionTrie(tokenizer)
+        self._prompt_ids: list[int] | None = None
+        self._black: Tensor | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> NavigationPolicy:
+        """Reads a checkpoint folder; CheckpointError names what is missing."""
+        return cls(*weights.load(folder, device, dtype))
+
+    @property
+    def num_samples(self) -> int:
+        """Frames kept in this episode."""
+        return len(self._history)
+
+    def reset(self, instruction: str) -> None:
+        """Begins an episode: checks the instruction, forgets all frames."""
+        config = self._model.config
+        prompt = navigation_prompt(
+            instruction, self._history.config.num_frames - 1, self._tokenizer.special_tokens
+        )
+        prompt_ids = self._tokenizer.encode(user_prompt(prompt, config.chat_template))
+        with self._lock:
+            self._prompt_ids = prompt_ids
+            self._history.clear()
+
+    def observe(
+        self, rgb: np.ndarray, x_m: float, y_m: float, yaw_rad: float, stamp_s: float
+    ) -> bool:
+        """Takes a (H, W, 3) uint8 image and its pose; True when it became a sample."""
+        with self._lock:
+            return self._history.append(rgb, x_m, y_m, yaw_rad, stamp_s)
+
+    def decide(self) -> Decision:
+        """Chooses the next action from what was observed up to now."""
+        begin_s = time.perf_counter()
+        with self._lock:
+            prompt_ids, frames = self._prompt_ids, self._history.select()
+        if prompt_ids is None:
+            raise InstructionError("there is no instruction yet; call reset(instruction) first")
+        current = frames[-1]
+        if current is None:
+            raise ImageError("there is no image yet; call observe(...) before decide()")
+        num_encoded = self._encode(frames)
+        blocks = [self._black if frame is None else frame.features for frame in frames]
+        choice = choose(self._model, prompt_ids, blocks, self._trie)
+        return Decision(
+            action=ACTIONS[choice.index],
+            confidence=choice.confidence,
+            probabilities=choice.probabilities,
+            latency_s=time.perf_counter() - begin_s,
+            num_encoded_frames=num_encoded,
+            frame_indices=tuple(None if frame is None else frame.index for frame in frames),
+            stamp_s=current.stamp_s,
+        )
+
+    def prepare(self) -> int:
+        """Encodes sampled frames that no decision has shown yet; returns how many."""
+        with self._lock:
+            frames = self._history.without_features()
+        return self._encode(frames)
+
+    @torch.inference_mode()
+    def _encode(self, frames: Sequence[Frame | None]) -> int:
+        """Fills missing features in one batch; returns how many frames were encoded."""
+        missing = [frame for frame in frames if frame is not None and frame.features is None]
+        images = [frame.rgb for frame in missing]
+        needs_black = self._black is None and None in frames
+        config = self._model.config
+        if needs_black:
+            images.append(np.zeros((config.vision.image_size,) * 2 + (3,), np.uint8))
+        if not images:
+            return 0
+        pixels = torch.stack([frame_pixels(image, config) for image in images])  # (F, 3, S, S)
+        features = self._model.encode_frames(pixels.to(self._model.device, self._model.dtype))
+        if needs_black:
+            self._black = features[-1]
+        for frame, block in zip(missing, features, strict=False):
+            frame.features = block
+        return len(images)
