@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Robots following instructions in one apartment, in lockstep: frames and exact labels for training.
+
+All robots of a fleet share one scene, one renderer and one planner, so a scene is built once for
+hundreds of frames. A robot is driven by the oracle (with random actions injected), by the student
+(its wrong stops overridden), or sits an exam (the student alone, its stop honoured).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from nvila_ros.sim import motion
+from nvila_ros.sim.episodes import Episode, generate_batch
+from nvila_ros.sim.grid import OccupancyGrid
+from nvila_ros.sim.oracle import Planner
+from nvila_ros.sim.renderer import Renderer
+from nvila_ros.sim.scene import Scene, generate_scene
+from nvila_ros.sim.world import Appearance, World
+from nvila_ros.training.questions import SeenObject, ask_about_view
+
+STOP = 0
+SUCCESS_RADIUS_M = 1.0
+ORACLE, STUDENT, EXAM = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """How a fleet drives and what it labels."""
+
+    num_robots: int = 16
+    image_size_px: int = 192  # what the model takes
+    camera_size_px: int = 224  # what the renderer draws, resized as the preprocessor does
+    max_frames: int = 96  # one frame per 25 cm or 15 degrees
+    max_decisions: int = 40
+    student_share: float = 0.0
+    exam_share: float = 0.0
+    view_share: float = 0.3  # of decisions whose current frame gets segmentation labels
+    patches_per_side: int = 12
+    noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
+    lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
+    min_share: float = 0.003  # of the picture for an object to count as seen
+
+
+@dataclass
+class DecisionLabels:
+    """What the oracle says at the pose of each active robot; arrays over the active robots."""
+
+    robots: np.ndarray  # (n,) int64 indices into the fleet
+    first_frame: np.ndarray  # (n,) int64 first frame not sent yet
+    last_frame: np.ndarray  # (n,) int64 current frame's index
+    costs: np.ndarray  # (n, 10) float32 cost-to-go of each action, capped
+    targets: np.ndarray  # (n, 3) float32 sin, cos of the bearing of the path, log1p distance to goal
+    clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
+    views: list[View] = field(default_factory=list)
+
+
+@dataclass
+class View:
+    """Segmentation labels and a conversation about one robot's current frame."""
+
+    robot: int
+    frame: int
+    patch_category: np.ndarray  # (P,) uint8
+    patch_colour: np.ndarray  # (P,) uint8
+    turns: list[tuple[str, str]]
+
+
+class Fleet:
+    """K robots, K episodes, one apartment; call `labels`, then `advance`, until none is active."""
+
+    def __init__(self, seed: int, settings: FleetSettings, frames: np.ndarray):
+        """`frames` (K, max_frames, S, S, 3) uint8 is filled in place as robots move."""
+        self.settings = settings
+        self.frames = frames
+        self.rng = np.random.default_rng([seed, 7])
+        self.scene: Scene = generate_scene(seed)
+        self.world = World(self.scene, Appearance.random(self.rng))
+        size = settings.camera_size_px
+        self.renderer = Renderer(self.world, size, size, batch=16)
+        self.grid = OccupancyGrid.from_scene(self.scene)
+        self.landmarks = LandmarkTable(self.scene, self.renderer.world.landmarks)
+        self.episodes: list[Episode] = generate_batch(
+            self.scene, self.grid, self.renderer.visible, self.rng, settings.num_robots
+        )
+        self._start()
+
+    def _start(self) -> None:
+        count = len(self.episodes)
+        self.poses = np.array([episode.start for episode in self.episodes]).reshape(count, 3)
+        goals = np.array([episode.goal for episode in self.episodes]).reshape(count, 2)
+        self.planner = Planner(self.grid, goals) if count else None
+        self.active = np.ones(count, bool)
+        self.num_frames = np.ones(count, np.int64)
+        self.num_sent = np.zeros(count, np.int64)
+        self.num_decisions = np.zeros(count, np.int64)
+        self.arc_m = np.zeros(count)
+        self.success = np.zeros(count, bool)
+        draw = self.rng.random(count)
+        exam, student = self.settings.exam_share, self.settings.student_share
+        self.driver = np.where(draw < exam, EXAM, np.where(draw < exam + student, STUDENT, ORACLE))
+        self.noise = self.rng.choice(self.settings.noise_levels, count)
+        self.paths = [PathProgress(episode) for episode in self.episodes]
+        if count:
+            self._store(np.arange(count), np.zeros(count, np.int64), self.poses)
+
+    def close(self) -> None:
+        """Frees the renderer's context."""
+        self.renderer.close()
+
+    def labels(self) -> DecisionLabels:
+        """The oracle's word on every active robot's pose, and labelled views of some of them."""
+        robots = np.flatnonzero(self.active)
+        costs = np.minimum(self.planner.action_costs(self.poses)[robots], 1e3).astype(np.float32)
+        aim = self._aim_bearing()[robots]
+        distance = np.minimum(self.planner.distance_m(self.poses)[robots], 50.0)
+        for robot in robots:
+            self.arc_m[robot] = self.paths[robot].advance(self.poses[robot], self.arc_m[robot])
+        labels = DecisionLabels(
+            robots=robots,
+            first_frame=self.num_sent[robots].copy(),
+            last_frame=self.num_frames[robots] - 1,
+            costs=costs,
+            targets=np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1).astype(np.float32),
+            clause=np.array([self.paths[r].clause(self.arc_m[r]) for r in robots], np.int64),
+            views=self._views(robots, costs),
+        )
+        self.num_sent[robots] = self.num_frames[robots]
+        self._best = costs.argmin(1)
+        self._distance = distance
+        return labels
+
+    def _aim_bearing(self) -> np.ndarray:
+        """(K,) bearing of the point about 1.2 m down each robot's path, from its heading."""
+        aim = self.planner.trace(self.poses, 8)[:, -1] - self.poses[:, :2]
+        return motion.wrap(np.arctan2(aim[:, 1], aim[:, 0]) - self.poses[:, 2])
+
+    def _views(self, robots: np.ndarray, costs: np.ndarray) -> list[View]:
+        chosen = np.flatnonzero(self.rng.random(len(robots)) < self.settings.view_share)
+        if not len(chosen):
+            return []
+        poses = self.poses[robots[chosen]]
+        pictures = self.renderer.segment_batch(poses)
+        views = []
+        for row, pose, picture in zip(chosen, poses, pictures, strict=True):
+            robot = int(robots[row])
+            category, colour = self.landmarks.patches(picture, self.settings.patches_per_side)
+            seen = self.landmarks.seen(picture, pose, self.settings.min_share)
+            free_units = int((costs[row, 1:4] < 999.0).sum())
+            turns = ask_about_view(
+                self.rng,
+                seen,
+                self.landmarks.absent(picture),
+                self._room_kind(pose),
+                free_units,
+            )
+            views.append(View(robot, int(self.num_frames[robot]) - 1, category, colour, turns))
+        return views
+
+    def _room_kind(self, pose: np.ndarray) -> str:
+        inside = [room for room in self.scene.rooms if room.contains(pose[0], pose[1])]
+        return inside[0].kind if inside else "apartment"
+
+    def advance(self, student_actions: np.ndarray | None) -> None:
+        """Moves every active robot by its driver's action and draws the frames on the way.
+
+        `student_actions` (n,) int64 for the active robots in the order of the last labels, or None
+        when no robot asks the student.
+        """
+        robots = np.flatnonzero(self.active)
+        best, driver = self._best, self.driver[robots]
+        actions = best.copy()
+        random_turn = self.rng.random(len(robots)) < self.noise[robots]
+        random_action = self.rng.integers(1, 10, len(robots))
+        actions = np.where((driver == ORACLE) & random_turn & (best != STOP), random_action, actions)
+        if student_actions is not None:
+            wrong_stop = (student_actions == STOP) & (self._distance > SUCCESS_RADIUS_M / 2)
+            obeyed = np.where(wrong_stop, best, student_actions)
+            actions = np.where(driver == STUDENT, obeyed, actions)
+            actions = np.where(driver == EXAM, student_actions, actions)
+        self.num_decisions[robots] += 1
+        stopped = actions == STOP
+        self.success[robots[stopped]] = self._distance[stopped] < SUCCESS_RADIUS_M
+        self.active[robots[stopped]] = False
+        self._move(robots[~stopped], actions[~stopped])
+        self._give_up(robots, self._distance)
+
+    def _move(self, robots: np.ndarray, actions: np.ndarray) -> None:
+        if not len(robots):
+            return
+        before = self.poses[robots]
+        moved = motion.apply(self.grid, before, actions)
+        for unit in range(motion.MAX_UNITS):
+            poses = moved.unit_poses[:, unit]
+            went = np.abs(poses - before).max(1) > 1e-6  # a blocked unit shows nothing new
+            before = poses
+            going = (unit < moved.num_units) & went
+            going &= self.num_frames[robots] < self.settings.max_frames
+            self.poses[robots[going]] = poses[going]
+            self._store(robots[going], self.num_frames[robots[going]], poses[going])
+            self.num_frames[robots[going]] += 1
+
+    def _give_up(self, robots: np.ndarray, distance_m: np.ndarray) -> None:
+        start = np.array([self.episodes[r].geodesic_m for r in robots])
+        lost = distance_m > start + self.settings.lost_margin_m
+        full = self.num_frames[robots] >= self.settings.max_frames
+        late = self.num_decisions[robots] >= self.settings.max_decisions
+        self.active[robots[lost | full | late]] = False
+
+    def _store(self, robots: np.ndarray, slots: np.ndarray, poses: np.ndarray) -> None:
+        size = self.settings.image_size_px
+        if not len(robots):
+            return
+        pictures = self.renderer.render_batch(poses)
+        for robot, slot, picture in zip(robots, slots, pictures, strict=True):
+            image = Image.fromarray(picture)
+            if picture.shape[0] != size:
+                image = image.resize((size, size), Image.BICUBIC)
+            self.frames[robot, slot] = np.asarray(image)
+
+
+class PathProgress:
+    """Where along its episode's path a robot is, and which clause of the instruction that is."""
+
+    def __init__(self, episode: Episode):
+        path = np.asarray(episode.path, float)
+        lengths = np.r_[0.0, np.cumsum(np.hypot(*np.diff(path, axis=0).T))]
+        self.arc_m = np.linspace(0.0, lengths[-1], max(2, int(lengths[-1] / 0.1)))
+        self.points = np.stack([np.interp(self.arc_m, lengths, path[:, k]) for k in (0, 1)], 1)
+        self.clause_ends_m = np.array([clause.arc_m for clause in episode.clauses])
+
+    def advance(self, pose: np.ndarray, arc_m: float) -> float:
+        """The arc length of the nearest path point not far behind or ahead of the last one."""
+        window = (self.arc_m >= arc_m - 0.3) & (self.arc_m <= arc_m + 2.0)
+        squared = ((self.points - pose[:2]) ** 2).sum(1)
+        squared[~window] = np.inf
+        return max(arc_m, float(self.arc_m[squared.argmin()]))
+
+    def clause(self, arc_m: float) -> int:
+        """Index of the first clause not completed yet."""
+        return int(min((self.clause_ends_m < arc_m - 0.05).sum(), len(self.clause_ends_m) - 1))
+
+
+class LandmarkTable:
+    """Turns a segmentation picture into patch labels and a list of seen objects."""
+
+    def __init__(self, scene: Scene, keys: list[str]):
+        from nvila_ros.training.view_labels import CATEGORY_IDS, COLOUR_IDS
+
+        self.things: dict[int, tuple[str, str, float, float]] = {}
+        self.category = np.zeros(len(keys), np.uint8)
+        self.colour = np.zeros(len(keys), np.uint8)
+        for index, key in enumerate(keys):
+            kind, _, number = key.partition(":")
+            if kind == "door":
+                door = scene.doors[int(number)]
+                self.things[index] = ("door", door.colour, door.x_m, door.y_m)
+            elif kind == "furniture":
+                item = scene.furniture[int(number)]
+                self.things[index] = (item.category, item.colour, item.x_m, item.y_m)
+            else:
+                self.category[index] = CATEGORY_IDS.get(key, 0)
+                continue
+            category, colour = self.things[index][:2]
+            self.category[index] = CATEGORY_IDS[category]
+            self.colour[index] = COLOUR_IDS[colour]
+
+    def patches(self, picture: np.ndarray, per_side: int) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W) landmark indices -> category and colour of each patch's centre-weighted majority."""
+        height, width = picture.shape
+        rows = ((np.arange(per_side * 3) + 0.5) * height / (per_side * 3)).astype(int)
+        columns = ((np.arange(per_side * 3) + 0.5) * width / (per_side * 3)).astype(int)
+        samples = picture[np.ix_(rows, columns)].reshape(per_side, 3, per_side, 3)
+        samples = samples.transpose(0, 2, 1, 3).reshape(per_side * per_side, 9)
+        same = (samples[:, :, None] == samples[:, None, :]).sum(2)
+        majority = samples[np.arange(len(samples)), same.argmax(1)]
+        return self.category[majority], self.colour[majority]
+
+    def seen(self, picture: np.ndarray, pose: np.ndarray, min_share: float) -> list[SeenObject]:
+        """The objects that fill at least `min_share` of the picture, with bearing and distance."""
+        counts = np.bincount(picture.ravel(), minlength=len(self.category))
+        width = picture.shape[1]
+        found = []
+        for index, (category, colour, x_m, y_m) in self.things.items():
+            share = counts[index] / picture.size
+            if share < min_share:
+                continue
+            column = np.nonzero(picture == index)[1].mean() + 0.5
+            bearing = math.atan(1.0 - 2.0 * column / width)  # HFOV 90 degrees: tan is 1 at the edge
+            distance = math.hypot(x_m - pose[0], y_m - pose[1])
+            found.append(SeenObject(category, colour, bearing, distance, float(share)))
+        return found
+
+    def absent(self, picture: np.ndarray) -> list[str]:
+        """Names of objects with no pixel in the picture and no twin in it."""
+        counts = np.bincount(picture.ravel(), minlength=len(self.category))
+        names = {f"{colour} {category}" for i, (category, colour, _, _) in self.things.items() if counts[i]}
+        every = {f"{colour} {category}" for category, colour, _, _ in self.things.values()}
+        return sorted(every - names)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that each drive one fleet after another and hand frames over through shared memory.
+
+Protocol, per fleet: worker sends `Started`, then `Step`s; the trainer answers a step that asks the
+student with actions; worker sends `Finished`. Frames lie in the worker's shared buffer, which the
+next fleet overwrites: the trainer acknowledges a finished fleet once it has copied them.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+
+
+@dataclass
+class Started:
+    """A new fleet's instructions and who drives each robot."""
+
+    instructions: list[str]
+    driver: np.ndarray
+
+
+@dataclass
+class Step:
+    """Labels of one decision of every active robot; `asks` when the student's actions are wanted."""
+
+    labels: object  # fleet.DecisionLabels
+    asks: bool
+
+
+@dataclass
+class Finished:
+    """The fleet is through: per robot success, driver and number of decisions."""
+
+    success: np.ndarray
+    driver: np.ndarray
+    num_decisions: np.ndarray
+
+
+@dataclass
+class Failed:
+    """A worker's traceback."""
+
+    text: str
+
+
+def _buffer_shape(settings) -> tuple[int, ...]:
+    size = settings.image_size_px
+    return (settings.num_robots, settings.max_frames, size, size, 3)
+
+
+def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, int]) -> None:
+    """One process: fleets from consecutive seeds until the pipe closes."""
+    os.environ.setdefault("LP_NUM_THREADS", "0")
+    from nvila_ros.training.fleet import ORACLE, Fleet
+
+    memory = SharedMemory(name=memory_name)
+    frames = np.ndarray(_buffer_shape(settings), np.uint8, memory.buf)
+    try:
+        for seed in range(*seeds):
+            fleet = Fleet(seed, settings, frames)
+            connection.send(Started([e.instruction for e in fleet.episodes], fleet.driver))
+            while fleet.active.any():
+                labels = fleet.labels()
+                asks = bool((fleet.driver[labels.robots] != ORACLE).any())
+                connection.send(Step(labels, asks))
+                fleet.advance(connection.recv() if asks else None)
+            connection.send(Finished(fleet.success, fleet.driver, fleet.num_decisions))
+            fleet.close()
+            settings = connection.recv()  # acknowledges; may change the student's share
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass
+    except Exception:
+        connection.send(Failed(traceback.format_exc()))
+    finally:
+        memory.close()
+
+
+class FleetPool:
+    """Starts the workers and hands on their messages."""
+
+    def __init__(self, num_workers: int, settings, first_seed: int, seeds_per_worker: int = 20_000):
+        self.settings = settings
+        context = get_context("spawn")
+        self.memories, self.frames, self.connections, self.processes = [], [], [], []
+        for worker in range(num_workers):
+            shape = _buffer_shape(settings)
+            memory = SharedMemory(create=True, size=int(np.prod(shape)))
+            ours, theirs = context.Pipe()
+            begin = first_seed + worker * seeds_per_worker
+            process = context.Process(
+                target=_work,
+                args=(theirs, memory.name, settings, (begin, begin + seeds_per_worker)),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self.memories.append(memory)
+            self.frames.append(np.ndarray(shape, np.uint8, memory.buf))
+            self.connections.append(ours)
+            self.processes.append(process)
+
+    def poll(self, timeout_s: float = 0.0):
+        """(worker, message) of every worker that has one now; raises when a worker failed."""
+        ready = wait(self.connections, timeout_s)
+        messages = []
+        for connection in ready:
+            worker = self.connections.index(connection)
+            message = connection.recv()
+            if isinstance(message, Failed):
+                raise RuntimeError(f"fleet worker {worker} failed:\n{message.text}")
+            messages.append((worker, message))
+        return messages
+
+    def answer(self, worker: int, reply) -> None:
+        """Student's actions after an asking step, or settings after a finished fleet."""
+        self.connections[worker].send(reply)
+
+    def close(self) -> None:
+        """Ends the workers and frees the shared memory."""
+        for connection in self.connections:
+            connection.close()
+        for process in self.processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+        self.frames.clear()
+        for memory in self.memories:
+            memory.close()
+            memory.unlink()
