@@ -13,7 +13,8 @@ from nvila_ros.sim.motion import FORWARD_M, NUM_UNITS, STOP, TURN_RAD, UNIT_FORW
 # One unit motion (0.25 m or 15 degrees) costs 1; the motion's extra decision costs this much more.
 DECISION_COST = 0.5
 # Cost to go, with three units to a decision: the best that the vocabulary can do.
-COST_PER_M = (1 + DECISION_COST / 3) / UNIT_FORWARD_M
+COST_PER_EFFORT_M = 1 / UNIT_FORWARD_M
+COST_PER_M = DECISION_COST / 3 / UNIT_FORWARD_M
 COST_PER_RAD = (1 + DECISION_COST / 3) / UNIT_TURN_RAD
 STOP_RADIUS_M = 0.30  # stopping within it is best
 SUCCESS_RADIUS_M = 1.0
@@ -25,11 +26,12 @@ SPEED_KNOTS = np.array([0.15, 0.50, 1.0])
 SIGHT_TOLERANCE = 0.08  # a straight line may cost this much more than the path that it replaces
 NUM_SIGHT_SAMPLES = 45  # along it, at most 5 cm apart
 LOOK_AHEAD_STEPS = np.array([14, 11, 8, 6, 4, 3, 2])  # of 15 cm: candidates for the aim
-MIN_AIM_M = 1.0  # a nearer aim is a bend to come, not a reason to hit a point exactly
+MIN_AIM_M = 2.0  # a nearer aim is a bend to come, not a point to hit exactly
 BLOCKED_SLOWNESS = 20.0
 
 NUM_HEADINGS = 24
 TRAPPED_COST = 10.0  # every heading is blocked: the robot cannot leave its cell
+NUM_SUBSTEPS = round(motion.MAX_UNITS * UNIT_FORWARD_M / motion.SUBSTEP_M)
 STEP_CELLS = 3  # a descent step
 
 # The ten motions on the lattice that is scored: units driven straight on, and heading reached.
@@ -109,9 +111,10 @@ class Planner:
         turning = _turning_cost(error_rad, self._blocked_headings(poses))
         drift_rad = np.abs(error_rad)[:, None] * FORWARD_M / np.maximum(aim_m, MIN_AIM_M)[:, None]
 
-        go_on = COST_PER_M * effort_m + turning + COST_PER_RAD * drift_rad + stop_cost(0.0)
+        go_on = COST_PER_EFFORT_M * effort_m + COST_PER_M * distance_m
+        go_on += turning + COST_PER_RAD * drift_rad + stop_cost(0.0)
         stop_now = stop_cost(distance_m)
-        costs = self._motion_cost(points) + np.minimum(go_on, stop_now)
+        costs = self._motion_cost(poses) + np.minimum(go_on, stop_now)
         costs[:, STOP] = stop_now[:, STOP]
         costs[motion.free_forward(self.grid, poses)[:, None] < FORWARD_M - 1e-9] = np.inf
         return costs
@@ -188,14 +191,16 @@ class Planner:
         possible_m = motion.free_forward(self.grid, turned.reshape(-1, 3), num_units=1)
         return possible_m.reshape(turned.shape[:2]) < UNIT_FORWARD_M - 1e-9
 
-    def _motion_cost(self, points: np.ndarray) -> np.ndarray:
-        """(N, 4, 2) points ahead -> (N, 10): units and decision, slower near obstacles."""
-        slowness = np.minimum(self._slowness[self.grid.flat(points)], 1 / SPEED_KNOTS[0])  # (N, 4)
-        between = (slowness[:, 1:] + slowness[:, :-1]) / 2
-        mean = np.cumsum(between, axis=1) / np.arange(1, 4)
-        costs = np.broadcast_to(NUM_UNITS + DECISION_COST, (len(points), len(NUM_UNITS))).copy()
-        costs[:, 1:4] *= mean
-        return costs
+    def _motion_cost(self, poses: np.ndarray) -> np.ndarray:
+        """(N, 3) -> (N, 10): units and decision; a forward unit counts more where it is tight."""
+        substeps_m = (np.arange(NUM_SUBSTEPS) + 0.5) * motion.SUBSTEP_M
+        direction = np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=-1)
+        points = poses[:, None, :2] + substeps_m[:, None] * direction[:, None, :]
+        slowness = np.minimum(self._slowness[self.grid.flat(points)], 1 / SPEED_KNOTS[0])
+        mean = np.cumsum(slowness, axis=1) / np.arange(1, NUM_SUBSTEPS + 1)
+        costs = np.broadcast_to(NUM_UNITS, (len(poses), len(NUM_UNITS))).astype(np.float64)
+        costs[:, 1:4] *= mean[:, NUM_SUBSTEPS // 3 - 1 :: NUM_SUBSTEPS // 3]
+        return costs + DECISION_COST
 
 
 def stop_cost(distance_m: np.ndarray | float) -> np.ndarray:
