@@ -42,7 +42,7 @@ class Appearance:
         return cls(
             seed=int(rng.integers(2**31)),
             light_intensity=float(rng.uniform(0.82, 1.12)),
-            light_rgb=tuple(float(value) for value in rng.uniform(0.94, 1.06, 3)),
+            light_rgb=tuple(float(value) for value in rng.uniform(0.96, 1.04, 3)),
             ambient_share=float(rng.uniform(0.45, 0.65)),
             light_azimuth_rad=float(rng.uniform(-math.pi, math.pi)),
             tint_jitter=1.0,

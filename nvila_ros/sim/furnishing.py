@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
+from nvila_ros.sim.assets import mesh_names
 from nvila_ros.sim.geometry import door_leaf, rectangles_overlap
 from nvila_ros.sim.passage import PassageCheck
 from nvila_ros.sim.scene import (
@@ -50,8 +52,7 @@ def furnish(seed: int, rooms: tuple[Room, ...], doors: tuple[Door, ...], num_wan
         best = max(best, furniture, key=len)
         if len(furniture) >= num_required:
             break
-    renumbered = [_replace_id(piece, index) for index, piece in enumerate(best)]
-    return tuple(_choose_meshes(seed, renumbered, mesh_share))
+    return tuple(_choose_meshes(seed, best, mesh_share))
 
 
 class _Furnisher:
@@ -196,10 +197,13 @@ def _front_zones(poses: np.ndarray, depth_m: float) -> np.ndarray:
     return _outlines(shifted, _FRONT_DEPTH_M / 2, _FRONT_HALF_WIDTH_M)
 
 
-def _replace_id(piece: Furniture, index: int) -> Furniture:
-    return Furniture(**{**piece.__dict__, 'id': index})
-
-
 def _choose_meshes(seed: int, furniture: list[Furniture], mesh_share: float) -> list[Furniture]:
     """Give a share of the pieces a mesh, from an own random stream: the layout stays the same."""
-    return furniture
+    rng = np.random.default_rng([seed, 3])
+    chosen = []
+    for piece in furniture:
+        share, pick = rng.random(), rng.random()
+        names = mesh_names(piece.category) if share < mesh_share else []
+        mesh = names[int(pick * len(names))] if names else None
+        chosen.append(dataclasses.replace(piece, mesh=mesh))
+    return chosen

@@ -48,7 +48,7 @@ class SceneConfig:
     loop_probability: float = 0.3  # a door that is not needed to connect the rooms
     bare_frame_probability: float = 0.35
     outer_door_probability: float = 0.5  # per room, a closed door in an outer wall
-    mesh_share: float = 0.0  # pieces drawn from a mesh where the asset file has one
+    mesh_share: float = 0.4  # pieces drawn from a mesh where the asset file has one
 
 
 def generate_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:

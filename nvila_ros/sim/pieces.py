@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from nvila_ros.sim.appearance import Appearance
+from nvila_ros.sim.assets import FurnitureMesh, furniture_meshes
 from nvila_ros.sim.furniture import PROFILES, Part, parts
 from nvila_ros.sim.paint import Painter, leaf, turned
 from nvila_ros.sim.scene import COLOURS, Furniture, Scene
@@ -26,8 +27,12 @@ def build_furniture(painter: Painter, scene: Scene, appearance: Appearance) -> N
     for piece in scene.furniture:
         body = painter.body(piece.key, piece.x_m, piece.y_m, piece.yaw_rad)
         paint = _paint(piece, appearance)
-        for part in parts(piece):
-            _build_part(painter, body, part, paint)
+        mesh = furniture_meshes().get(piece.mesh or '')
+        if mesh is not None:
+            _build_mesh(painter, body, piece, mesh, paint)
+        else:
+            for part in parts(piece):
+                _build_part(painter, body, part, paint)
         if piece.solid:
             painter.solid_box(body, 0, 0, 0, piece.depth_m / 2, piece.width_m / 2, piece.height_m)
 
@@ -37,6 +42,15 @@ def _paint(piece: Furniture, appearance: Appearance) -> dict[str, tuple[float, f
     # Lighter on dark colours and darker on light ones, so that edges stay visible.
     accent = rgb * 0.80 + 0.07 if rgb.mean() > 0.12 else rgb + 0.06
     return {'main': tuple(rgb), 'light': tuple(np.clip(accent, 0, 1)), **_FIXED_PAINT}
+
+
+def _build_mesh(painter: Painter, body, piece: Furniture, mesh: FurnitureMesh, paint: dict) -> None:
+    size = np.array([piece.depth_m, piece.width_m, piece.height_m * mesh.height_share])
+    for index, part in enumerate(mesh.parts):
+        key = f'{mesh.name}_{index}_{size[0]:.3f}_{size[1]:.3f}'
+        name = painter.mesh(key, part.vertices * size, part.faces)
+        material = painter.material(paint['main'] if part.is_main else part.rgb)
+        painter.visible(body, mujoco.mjtGeom.mjGEOM_MESH, (0, 0, 0), None, material, mesh=name)
 
 
 def _build_part(painter: Painter, body, part: Part, paint: dict) -> None:

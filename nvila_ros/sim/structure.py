@@ -127,14 +127,15 @@ def _build_leaf(painter: Painter, body, door: Door, rgb: tuple[float, float, flo
     if leaf is None:
         return
     panel = painter.material(rgb, 'wood', 1.0)
-    inset = painter.material(np.asarray(rgb) * 0.72)
+    inset = painter.material(np.asarray(rgb) * 0.84)
     brass = painter.material((0.80, 0.75, 0.50), specular=0.6)
     # Upright slab whose local z is its normal, so that the wood texture lies on the faces.
     yaw_quat = np.array([math.cos(leaf.yaw_rad / 2), 0, 0, math.sin(leaf.yaw_rad / 2)])
     quat = np.empty(4)
     mujoco.mju_mulQuat(quat, yaw_quat, np.array([math.sqrt(0.5), math.sqrt(0.5), 0, 0]))
     box, sphere = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE
-    half_z = (DOOR_HEIGHT_M - 0.05) / 2
+    # A closed door fills the hole; an open leaf clears the floor and stays below the frame.
+    half_z = (DOOR_HEIGHT_M - (0.01 if door.style == 'closed' else 0.05)) / 2
     centre = np.array([leaf.x_m, leaf.y_m])
     painter.visible(body, box, (*centre, half_z + 0.01),
                     (leaf.half_depth_m, half_z, leaf.half_width_m), panel, quat)

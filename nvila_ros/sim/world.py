@@ -100,10 +100,10 @@ def _light(spec: mujoco.MjSpec, scene: Scene, appearance: Appearance) -> None:
     rgb = np.array(appearance.light_rgb) * appearance.light_intensity
     directed = 1.0 - appearance.ambient_share
     headlight = spec.visual.headlight
-    headlight.ambient = 0.88 * appearance.ambient_share * rgb
-    headlight.diffuse = 0.55 * directed * rgb
+    headlight.ambient = 1.05 * appearance.ambient_share * rgb
+    headlight.diffuse = 0.45 * directed * rgb
     headlight.specular = [0.04] * 3
-    for turn_rad, share in ((0.0, 0.75), (2.3, 0.35)):
+    for turn_rad, share in ((0.0, 0.70), (2.3, 0.40)):
         azimuth = appearance.light_azimuth_rad + turn_rad
         spec.worldbody.add_light(
             pos=[scene.width_m / 2, scene.height_m / 2, 6],
