@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes nvila_ros/sim/assets/furniture.npz from the CC0 catalogue of Debian's sweethome3d-furniture.
+"""Makes nvila_ros/sim/assets/furniture.npz from the CC0 models of Debian's sweethome3d-furniture.
 
     apt-get download sweethome3d-furniture && dpkg -x sweethome3d-furniture_*.deb unpacked
     pip install fast-simplification
@@ -13,6 +13,7 @@ What is 'main' is decided by looking: the largest visible materials until they f
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import zipfile
@@ -23,7 +24,7 @@ import fast_simplification
 import numpy as np
 
 os.environ.setdefault('MUJOCO_GL', 'egl')
-import mujoco  # noqa: E402
+import mujoco
 
 CATALOGUE = 'BlendSwap-CC-0.sh3f'
 NUM_TRIANGLES = 1600  # per model: more is not seen at 224 px
@@ -33,17 +34,33 @@ OUTPUT = Path(__file__).parents[1] / 'nvila_ros/sim/assets'
 # model folder -> (category, height as a share of the category's height). Left out after looking:
 # models that decimation breaks, that pass for another category or that show too little colour.
 MODELS: dict[str, tuple[str, float]] = {
-    'couch': ('sofa', 1.0), 'winchesterSofa': ('sofa', 1.0), 'sofa2': ('sofa', 1.0),
-    'armchair2': ('armchair', 1.0), 'winchesterArmchair': ('armchair', 1.0),
-    'bed2': ('bed', 1.0), 'bed3': ('bed', 1.0), 'bedWithTexture': ('bed', 0.8),
-    'bedsideTable2': ('nightstand', 0.62), 'wardrobeWithSlidingDoors': ('wardrobe', 1.0),
-    'chair': ('chair', 1.0), 'chair2': ('chair', 1.0), 'plasticChair': ('chair', 1.0),
-    'sillaBlanca': ('chair', 1.0), 'osakaChair': ('chair', 1.0), 'antiqueChair': ('chair', 1.0),
-    'largeFridge': ('fridge', 1.0), 'refrigerator': ('fridge', 1.0),
-    'doubleOven': ('stove', 1.0), 'oven': ('stove', 1.0),
-    'table': ('dining table', 1.0), 'oakTable': ('dining table', 1.0),
-    'toiletsUnit': ('toilet', 1.0), 'washbasin': ('sink', 0.6),
-    'dustbin': ('trash bin', 1.0), 'stool2': ('stool', 1.0), 'silla2': ('stool', 1.0),
+    'couch': ('sofa', 1.0),
+    'winchesterSofa': ('sofa', 1.0),
+    'sofa2': ('sofa', 1.0),
+    'armchair2': ('armchair', 1.0),
+    'winchesterArmchair': ('armchair', 1.0),
+    'bed2': ('bed', 1.0),
+    'bed3': ('bed', 1.0),
+    'bedWithTexture': ('bed', 0.8),
+    'bedsideTable2': ('nightstand', 0.62),
+    'wardrobeWithSlidingDoors': ('wardrobe', 1.0),
+    'chair': ('chair', 1.0),
+    'chair2': ('chair', 1.0),
+    'plasticChair': ('chair', 1.0),
+    'sillaBlanca': ('chair', 1.0),
+    'osakaChair': ('chair', 1.0),
+    'antiqueChair': ('chair', 1.0),
+    'largeFridge': ('fridge', 1.0),
+    'refrigerator': ('fridge', 1.0),
+    'doubleOven': ('stove', 1.0),
+    'oven': ('stove', 1.0),
+    'table': ('dining table', 1.0),
+    'oakTable': ('dining table', 1.0),
+    'toiletsUnit': ('toilet', 1.0),
+    'washbasin': ('sink', 0.6),
+    'dustbin': ('trash bin', 1.0),
+    'stool2': ('stool', 1.0),
+    'silla2': ('stool', 1.0),
     'crate': ('box', 1.0),
 }
 
@@ -71,7 +88,7 @@ def read_object(archive: zipfile.ZipFile, path: str) -> tuple[np.ndarray, dict[s
         elif words[0] == 'f':
             corner = [int(word.split('/')[0]) for word in words[1:]]
             corner = [index - 1 if index > 0 else len(vertices) + index for index in corner]
-            faces[material] += [(corner[0], b, c) for b, c in zip(corner[1:], corner[2:], strict=False)]
+            faces[material] += [(corner[0], b, c) for b, c in itertools.pairwise(corner[1:])]
     return np.array(vertices), {name: np.array(rows) for name, rows in faces.items()}
 
 
@@ -91,12 +108,17 @@ def read_colours(archive: zipfile.ZipFile, folder: str) -> dict[str, np.ndarray]
 
 def simplify(vertices: np.ndarray, faces: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """Weld, decimate to a number of triangles, drop what nothing uses."""
-    welded, inverse = np.unique(vertices[faces].reshape(-1, 3).round(4), axis=0, return_inverse=True)
+    welded, inverse = np.unique(
+        vertices[faces].reshape(-1, 3).round(4), axis=0, return_inverse=True
+    )
     faces = inverse.reshape(-1, 3)
-    faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])]
+    faces = faces[
+        (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])
+    ]
     if len(faces) > budget:
         welded, faces = fast_simplification.simplify(
-            welded.astype('f4'), faces.astype('i4'), target_count=budget, agg=7)
+            welded.astype('f4'), faces.astype('i4'), target_count=budget, agg=7
+        )
     if len(faces) == 0:
         return np.empty((0, 3)), np.empty((0, 3), int)
     used, inverse = np.unique(faces, return_inverse=True)
@@ -108,10 +130,15 @@ def visible_pixels(parts: list[tuple[np.ndarray, np.ndarray]], size_m: np.ndarra
     spec = mujoco.MjSpec()
     spec.visual.global_.offwidth = spec.visual.global_.offheight = 200
     for index, (vertices, faces) in enumerate(parts):
-        spec.add_mesh(name=str(index), uservert=(vertices * size_m).ravel(), userface=faces.ravel(),
-                      inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
-        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_MESH, meshname=str(index),
-                                contype=0, conaffinity=0)
+        spec.add_mesh(
+            name=str(index),
+            uservert=(vertices * size_m).ravel(),
+            userface=faces.ravel(),
+            inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,
+        )
+        spec.worldbody.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_MESH, meshname=str(index), contype=0, conaffinity=0
+        )
     model = spec.compile()
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
@@ -133,7 +160,7 @@ def convert(archive: zipfile.ZipFile, entry: dict[str, str], category: str) -> l
     """Parts of one model: {'main', 'rgb', 'vertices' (unit box), 'faces'}."""
     path = entry['model'].lstrip('/')
     vertices, faces_of = read_object(archive, path)
-    colours = read_colours(archive, os.path.dirname(path))
+    colours = read_colours(archive, str(Path(path).parent))
     if 'modelRotation' in entry:
         rotation = np.array([float(word) for word in entry['modelRotation'].split()]).reshape(3, 3)
         vertices = vertices @ rotation.T
@@ -174,14 +201,25 @@ def merge(made: list[tuple], pixels: np.ndarray, category: str) -> list[dict]:
         weights = pixels[members] + 1e-6
         rgb = np.average([made[index][0] for index in members], axis=0, weights=weights)
         muted = rgb if category == 'plant' else 0.3 * rgb + 0.7 * rgb.mean()
-        parts.append({'main': name == 'main', 'rgb': muted, 'share': pixels[members].sum() / pixels.sum(),
-                      'vertices': np.concatenate([made[index][1] for index in members]),
-                      'faces': np.concatenate([made[index][2] + offset for index, offset
-                                               in zip(members, offsets, strict=False)])})
+        parts.append(
+            {
+                'main': name == 'main',
+                'rgb': muted,
+                'share': pixels[members].sum() / pixels.sum(),
+                'vertices': np.concatenate([made[index][1] for index in members]),
+                'faces': np.concatenate(
+                    [
+                        made[index][2] + offset
+                        for index, offset in zip(members, offsets, strict=False)
+                    ]
+                ),
+            }
+        )
     return parts
 
 
 def main() -> None:
+    """Convert every model, write the asset file and its attribution."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('furniture', type=Path, help='unpacked usr/share/sweethome3d/furniture')
     archive = zipfile.ZipFile(parser.parse_args().furniture / CATALOGUE)
@@ -195,19 +233,25 @@ def main() -> None:
             arrays[f'{key}/faces'] = part['faces'].astype(np.uint16)
             arrays[f'{key}/rgb'] = np.append(part['rgb'], float(part['main'])).astype(np.float32)
         arrays[f'{name}/info'] = np.array([category, f'{height_share}', f'{len(parts)}'])
-        credits.append(f'| {name} | {category} | {catalogue[name]["name"]} | {catalogue[name]["creator"]} |')
+        credits.append(
+            f'| {name} | {category} | {catalogue[name]["name"]} | {catalogue[name]["creator"]} |'
+        )
         shares = ' '.join(f'{part["share"]:.2f}{"*" if part["main"] else ""}' for part in parts)
-        print(f'{name:26s} {category:14s} {sum(len(part["faces"]) for part in parts):5d} triangles, '
-              f'seen: {shares}, size cm {size}')
+        print(
+            f'{name:26s} {category:14s} {sum(len(part["faces"]) for part in parts):5d} triangles, '
+            f'seen: {shares}, size cm {size}'
+        )
     OUTPUT.mkdir(exist_ok=True)
     np.savez_compressed(OUTPUT / 'furniture.npz', **arrays)
-    header = ('# Furniture meshes\n\n'
-              '`furniture.npz` is made by `tools/build_furniture_assets.py` from the catalogue '
-              '`BlendSwap-CC-0` of the Debian\npackage `sweethome3d-furniture` 1.8 (Sweet Home 3D, '
-              'models contributed through Blend Swap). The models are dedicated\nto the public domain '
-              'under CC0 1.0 (<https://creativecommons.org/publicdomain/zero/1.0/>). They were '
-              'decimated,\nscaled to a unit box, and their textures left out. With thanks to the '
-              'authors:\n\n| model | used as | name in the catalogue | author |\n|---|---|---|---|\n')
+    header = (
+        '# Furniture meshes\n\n'
+        '`furniture.npz` is made by `tools/build_furniture_assets.py` from the catalogue '
+        '`BlendSwap-CC-0` of the Debian\npackage `sweethome3d-furniture` 1.8 (Sweet Home 3D, '
+        'models contributed through Blend Swap). The models are dedicated\nto the public domain '
+        'under CC0 1.0 (<https://creativecommons.org/publicdomain/zero/1.0/>). They were '
+        'decimated,\nscaled to a unit box, and their textures left out. With thanks to the '
+        'authors:\n\n| model | used as | name in the catalogue | author |\n|---|---|---|---|\n'
+    )
     (OUTPUT / 'ATTRIBUTION.md').write_text(header + '\n'.join(credits) + '\n')
     print(f'{(OUTPUT / "furniture.npz").stat().st_size / 1e6:.1f} MB')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a scene looks to the camera: light, tints, textures and mounting, for domain randomisation."""
+"""How a scene looks to the camera: light, tints, textures, mounting; drawn at random to train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Appearance:
-    """Everything about the picture that is not in the scene; a colour keeps its name in all of them."""
+    """What the picture shows beyond the scene; a colour keeps its name in all of them."""
 
     seed: int = 0  # of the tints and textures below
     light_intensity: float = 1.0
@@ -57,12 +57,15 @@ class Appearance:
         if self.tint_jitter == 0:
             return tuple(float(value) for value in rgb)
         rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
-        hue_shift, saturation_gain, value_gain = (
-            self.tint_jitter * rng.uniform([-0.012, -0.10, -0.12], [0.012, 0.06, 0.10]))
+        hue_shift, saturation_gain, value_gain = self.tint_jitter * rng.uniform(
+            [-0.012, -0.10, -0.12], [0.012, 0.06, 0.10]
+        )
         hue, saturation, value = colorsys.rgb_to_hsv(*rgb)
-        return colorsys.hsv_to_rgb((hue + hue_shift) % 1.0,
-                                   min(1.0, saturation * (1 + saturation_gain)),
-                                   min(1.0, value * (1 + value_gain)))
+        return colorsys.hsv_to_rgb(
+            (hue + hue_shift) % 1.0,
+            min(1.0, saturation * (1 + saturation_gain)),
+            min(1.0, value * (1 + value_gain)),
+        )
 
     def wall_texture(self, room: Room) -> str:
         """The room's own texture, or another when retexturing."""

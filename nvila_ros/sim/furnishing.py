@@ -23,17 +23,42 @@ from nvila_ros.sim.scene import (
 
 # In order of importance: a room is filled from the front of its list.
 ROOM_FURNITURE: dict[str, tuple[str, ...]] = {
-    'living room': ('sofa', 'tv stand', 'coffee table', 'armchair', 'bookshelf', 'rug',
-                    'floor lamp', 'plant', 'stool'),
+    'living room': (
+        'sofa',
+        'tv stand',
+        'coffee table',
+        'armchair',
+        'bookshelf',
+        'rug',
+        'floor lamp',
+        'plant',
+        'stool',
+    ),
     'bedroom': ('bed', 'wardrobe', 'nightstand', 'desk', 'rug', 'floor lamp', 'plant', 'chair'),
-    'kitchen': ('fridge', 'stove', 'kitchen counter', 'dining table', 'chair', 'chair', 'trash bin',
-                'stool'),
+    'kitchen': (
+        'fridge',
+        'stove',
+        'kitchen counter',
+        'dining table',
+        'chair',
+        'chair',
+        'trash bin',
+        'stool',
+    ),
     'bathroom': ('bathtub', 'toilet', 'sink', 'washing machine', 'trash bin', 'stool'),
     'office': ('desk', 'chair', 'bookshelf', 'armchair', 'plant', 'box', 'trash bin'),
     'dining room': ('dining table', 'chair', 'chair', 'plant', 'bookshelf', 'floor lamp', 'stool'),
 }
-EXTRA_FURNITURE = ('box', 'plant', 'stool', 'trash bin', 'floor lamp', 'chair', 'armchair',
-                   'nightstand')
+EXTRA_FURNITURE = (
+    'box',
+    'plant',
+    'stool',
+    'trash bin',
+    'floor lamp',
+    'chair',
+    'armchair',
+    'nightstand',
+)
 
 _NUM_CANDIDATES = 48  # places tried at once for each piece
 _NUM_ATTEMPTS = 4  # whole layouts tried until one holds enough
@@ -42,8 +67,14 @@ _FRONT_DEPTH_M = 1.05  # kept free before a front face: a goal lies 0.7 m away w
 _FRONT_HALF_WIDTH_M = 0.32
 
 
-def furnish(seed: int, rooms: tuple[Room, ...], doors: tuple[Door, ...], num_wanted: int,
-            num_required: int, mesh_share: float) -> tuple[Furniture, ...]:
+def furnish(
+    seed: int,
+    rooms: tuple[Room, ...],
+    doors: tuple[Door, ...],
+    num_wanted: int,
+    num_required: int,
+    mesh_share: float,
+) -> tuple[Furniture, ...]:
     """Furniture for every room, reachable by the robot; at least `num_required` nearly always."""
     best: list[Furniture] = []
     for attempt in range(_NUM_ATTEMPTS):
@@ -58,8 +89,9 @@ def furnish(seed: int, rooms: tuple[Room, ...], doors: tuple[Door, ...], num_wan
 class _Furnisher:
     """Places one piece after another and remembers what is taken."""
 
-    def __init__(self, rng: np.random.Generator, rooms: tuple[Room, ...],
-                 doors: tuple[Door, ...]) -> None:
+    def __init__(
+        self, rng: np.random.Generator, rooms: tuple[Room, ...], doors: tuple[Door, ...]
+    ) -> None:
         self._rng = rng
         self._rooms = rooms
         self._furniture: list[Furniture] = []
@@ -107,8 +139,19 @@ class _Furnisher:
         if not good.any():
             return
         x, y, yaw = (float(value) for value in poses[int(np.argmax(good))])
-        piece = Furniture(len(self._furniture), name, colour, x, y, yaw, category.depth_m, width,
-                          category.height_m, room.id, category.solid)
+        piece = Furniture(
+            len(self._furniture),
+            name,
+            colour,
+            x,
+            y,
+            yaw,
+            category.depth_m,
+            width,
+            category.height_m,
+            room.id,
+            category.solid,
+        )
         if piece.solid and not self._passage.add(piece):
             return
         self._furniture.append(piece)
@@ -120,13 +163,21 @@ class _Furnisher:
                 front = _front_zones(np.array([[x, y, yaw]]), category.depth_m)[0]
                 self._fronts[room.id].append(front)
 
-    def _fits(self, room: Room, poses: np.ndarray, depth_m: float, width_m: float, solid: bool,
-              placement: str) -> np.ndarray:
+    def _fits(
+        self,
+        room: Room,
+        poses: np.ndarray,
+        depth_m: float,
+        width_m: float,
+        solid: bool,
+        placement: str,
+    ) -> np.ndarray:
         outlines = _outlines(poses, depth_m / 2 + 0.02, width_m / 2 + 0.02)
         low, high = outlines.min(1), outlines.max(1)
         inset = WALL_THICKNESS_M / 2
-        good = ((low > [room.x_min_m + inset, room.y_min_m + inset]).all(1)
-                & (high < [room.x_max_m - inset, room.y_max_m - inset]).all(1))
+        good = (low > [room.x_min_m + inset, room.y_min_m + inset]).all(1) & (
+            high < [room.x_max_m - inset, room.y_max_m - inset]
+        ).all(1)
         if not solid:
             return good
         zones = self._door_zones + self._taken[room.id] + self._fronts[room.id]
@@ -140,13 +191,17 @@ class _Furnisher:
     def _colour(self, name: str) -> str:
         """Random, but not a second piece of the same colour and category while colours last."""
         excluded = ('green', 'black') if name == 'plant' else ()
-        free = [colour for colour in COLOURS
-                if colour not in excluded and (colour, name) not in self._used]
+        free = [
+            colour
+            for colour in COLOURS
+            if colour not in excluded and (colour, name) not in self._used
+        ]
         return str(self._rng.choice(free or list(COLOURS)))
 
 
-def _candidates(rng: np.random.Generator, room: Room, placement: str, depth_m: float,
-                width_m: float, name: str) -> np.ndarray:
+def _candidates(
+    rng: np.random.Generator, room: Room, placement: str, depth_m: float, width_m: float, name: str
+) -> np.ndarray:
     """(N, 3) poses to try for a piece, in random order."""
     num = _NUM_CANDIDATES
     x0, y0, x1, y1 = room.x_min_m, room.y_min_m, room.x_max_m, room.y_max_m

@@ -41,8 +41,12 @@ class Obstacle:
     def corners(self, margin_m: float = 0.0) -> np.ndarray:
         """(4, 2) counter-clockwise outline, grown by a margin."""
         return rectangle_corners(
-            self.x_m, self.y_m, self.yaw_rad,
-            self.half_depth_m + margin_m, self.half_width_m + margin_m)
+            self.x_m,
+            self.y_m,
+            self.yaw_rad,
+            self.half_depth_m + margin_m,
+            self.half_width_m + margin_m,
+        )
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,11 @@ def doors_on(side: WallSide, doors: tuple[Door, ...] | list[Door]) -> list[tuple
     found = []
     for door in doors:
         along, other = (door.x_m, door.y_m) if door.axis == 'x' else (door.y_m, door.x_m)
-        if (door.axis == side.axis and abs(other - side.position_m) < 1e-6
-                and side.start_m < along < side.end_m):
+        if (
+            door.axis == side.axis
+            and abs(other - side.position_m) < 1e-6
+            and side.start_m < along < side.end_m
+        ):
             found.append((along, door))
     return sorted(found, key=lambda pair: pair[0])
 
@@ -101,17 +108,35 @@ def door_leaf(door: Door) -> Obstacle | None:
         return None
     if door.style == 'closed':
         yaw = 0.0 if door.axis == 'x' else math.pi / 2
-        return Obstacle('door', door.key, door.x_m, door.y_m, yaw,
-                        DOOR_WIDTH_M / 2 - DOOR_JAMB_M, WALL_THICKNESS_M / 2 + 0.025, DOOR_HEIGHT_M)
-    hinge = (np.array([door.x_m, door.y_m])
-             + door.along * door.hinge_side * (DOOR_WIDTH_M / 2 + 0.02)
-             + door.across * door.swing_side * (WALL_THICKNESS_M / 2 + 0.04))
-    direction = (-door.along * door.hinge_side * math.cos(DOOR_OPEN_ANGLE_RAD)
-                 + door.across * door.swing_side * math.sin(DOOR_OPEN_ANGLE_RAD))
+        return Obstacle(
+            'door',
+            door.key,
+            door.x_m,
+            door.y_m,
+            yaw,
+            DOOR_WIDTH_M / 2 - DOOR_JAMB_M,
+            WALL_THICKNESS_M / 2 + 0.025,
+            DOOR_HEIGHT_M,
+        )
+    hinge = (
+        np.array([door.x_m, door.y_m])
+        + door.along * door.hinge_side * (DOOR_WIDTH_M / 2 + 0.02)
+        + door.across * door.swing_side * (WALL_THICKNESS_M / 2 + 0.04)
+    )
+    direction = -door.along * door.hinge_side * math.cos(
+        DOOR_OPEN_ANGLE_RAD
+    ) + door.across * door.swing_side * math.sin(DOOR_OPEN_ANGLE_RAD)
     centre = hinge + direction * DOOR_LEAF_LENGTH_M / 2
-    return Obstacle('door', door.key, float(centre[0]), float(centre[1]),
-                    math.atan2(direction[1], direction[0]),
-                    DOOR_LEAF_LENGTH_M / 2, DOOR_LEAF_THICKNESS_M / 2, DOOR_HEIGHT_M)
+    return Obstacle(
+        'door',
+        door.key,
+        float(centre[0]),
+        float(centre[1]),
+        math.atan2(direction[1], direction[0]),
+        DOOR_LEAF_LENGTH_M / 2,
+        DOOR_LEAF_THICKNESS_M / 2,
+        DOOR_HEIGHT_M,
+    )
 
 
 def door_jambs(door: Door) -> tuple[Obstacle, ...]:
@@ -119,10 +144,23 @@ def door_jambs(door: Door) -> tuple[Obstacle, ...]:
     if door.style == 'closed':
         return ()
     yaw = 0.0 if door.axis == 'x' else math.pi / 2
-    centres = [np.array([door.x_m, door.y_m]) + sign * door.along * (DOOR_WIDTH_M - DOOR_JAMB_M) / 2
-               for sign in (-1, 1)]
-    return tuple(Obstacle('door', door.key, float(x), float(y), yaw, DOOR_JAMB_M / 2,
-                          WALL_THICKNESS_M / 2 + 0.03, DOOR_HEIGHT_M) for x, y in centres)
+    centres = [
+        np.array([door.x_m, door.y_m]) + sign * door.along * (DOOR_WIDTH_M - DOOR_JAMB_M) / 2
+        for sign in (-1, 1)
+    ]
+    return tuple(
+        Obstacle(
+            'door',
+            door.key,
+            float(x),
+            float(y),
+            yaw,
+            DOOR_JAMB_M / 2,
+            WALL_THICKNESS_M / 2 + 0.03,
+            DOOR_HEIGHT_M,
+        )
+        for x, y in centres
+    )
 
 
 def obstacles(scene: Scene) -> list[Obstacle]:
@@ -132,8 +170,16 @@ def obstacles(scene: Scene) -> list[Obstacle]:
         for side in wall_sides(room):
             for start, end in wall_spans(side, scene.doors):
                 x, y = side.point((start + end) / 2)
-                wall = Obstacle('wall', None, x, y, 0.0 if side.axis == 'x' else math.pi / 2,
-                                (end - start) / 2, WALL_THICKNESS_M / 2, WALL_HEIGHT_M)
+                wall = Obstacle(
+                    'wall',
+                    None,
+                    x,
+                    y,
+                    0.0 if side.axis == 'x' else math.pi / 2,
+                    (end - start) / 2,
+                    WALL_THICKNESS_M / 2,
+                    WALL_HEIGHT_M,
+                )
                 solid[(side.axis, side.position_m, start, end)] = wall
     found = list(solid.values())
     for door in scene.doors:
@@ -145,14 +191,24 @@ def obstacles(scene: Scene) -> list[Obstacle]:
 
 def furniture_obstacle(piece: Furniture) -> Obstacle:
     """The outline of a piece, whatever it is drawn with."""
-    return Obstacle('furniture', piece.key, piece.x_m, piece.y_m, piece.yaw_rad,
-                    piece.depth_m / 2, piece.width_m / 2, piece.height_m)
+    return Obstacle(
+        'furniture',
+        piece.key,
+        piece.x_m,
+        piece.y_m,
+        piece.yaw_rad,
+        piece.depth_m / 2,
+        piece.width_m / 2,
+        piece.height_m,
+    )
 
 
 def rectangles_overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(A, 4, 2), (B, 4, 2) corners -> (A, B) bool, by the separating-axis test."""
-    half_axes = [((corners[:, 0] - corners[:, 1]) / 2, (corners[:, 0] - corners[:, 3]) / 2)
-                 for corners in (first, second)]
+    half_axes = [
+        ((corners[:, 0] - corners[:, 1]) / 2, (corners[:, 0] - corners[:, 3]) / 2)
+        for corners in (first, second)
+    ]
     offset = first.mean(1)[:, None] - second.mean(1)[None]  # (A, B, 2)
     cross = [[abs(own @ other.T) for other in half_axes[1]] for own in half_axes[0]]  # (A, B) each
     overlap = np.ones(offset.shape[:2], bool)
@@ -167,8 +223,9 @@ def rectangles_overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return overlap
 
 
-def blocked_cells(solid: list[Obstacle], x_m: np.ndarray, y_m: np.ndarray,
-                  margin_m: float) -> np.ndarray:
+def blocked_cells(
+    solid: list[Obstacle], x_m: np.ndarray, y_m: np.ndarray, margin_m: float
+) -> np.ndarray:
     """(len(x), len(y)) bool: cell centres closer than a margin to an obstacle; x, y ascend."""
     blocked = np.zeros((len(x_m), len(y_m)), bool)
     for obstacle in solid:
@@ -188,8 +245,12 @@ def blocked_cells(solid: list[Obstacle], x_m: np.ndarray, y_m: np.ndarray,
 
 def rectangle_table(solid: list[Obstacle]) -> np.ndarray:
     """(N, 6): x, y, cos(yaw), sin(yaw), half depth, half width."""
-    return np.array([(o.x_m, o.y_m, math.cos(o.yaw_rad), math.sin(o.yaw_rad), o.half_depth_m,
-                      o.half_width_m) for o in solid])
+    return np.array(
+        [
+            (o.x_m, o.y_m, math.cos(o.yaw_rad), math.sin(o.yaw_rad), o.half_depth_m, o.half_width_m)
+            for o in solid
+        ]
+    )
 
 
 def distances_m(points: np.ndarray, rectangles: np.ndarray) -> np.ndarray:
@@ -206,8 +267,12 @@ def cast_rays(origin: np.ndarray, directions: np.ndarray, rectangles: np.ndarray
     x, y, cos, sin, half_depth, half_width = rectangles.T
     dx, dy = origin[0] - x, origin[1] - y
     start = np.stack([dx * cos + dy * sin, dy * cos - dx * sin])  # (2, N) in the rectangles' frames
-    slope = np.stack([directions[:, :1] * cos + directions[:, 1:] * sin,
-                      directions[:, 1:] * cos - directions[:, :1] * sin])  # (2, R, N)
+    slope = np.stack(
+        [
+            directions[:, :1] * cos + directions[:, 1:] * sin,
+            directions[:, 1:] * cos - directions[:, :1] * sin,
+        ]
+    )  # (2, R, N)
     half = np.stack([half_depth, half_width])[:, None]
     with np.errstate(divide='ignore', invalid='ignore'):
         first = (-half - start[:, None]) / slope

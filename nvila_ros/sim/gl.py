@@ -52,7 +52,8 @@ def _new_context() -> Any:
     backend = choose_gl_backend()
     if not backend:
         raise SystemLibraryError(
-            f'neither libEGL nor libOSMesa was found, so nothing can be drawn; run: {_INSTALL}')
+            f'neither libEGL nor libOSMesa was found, so nothing can be drawn; run: {_INSTALL}'
+        )
     try:
         if backend == 'egl':
             from mujoco.egl import GLContext
@@ -64,4 +65,5 @@ def _new_context() -> Any:
         return GLContext(64, 64)
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise SystemLibraryError(
-            f'MUJOCO_GL={backend} cannot open an OpenGL context ({error}); run: {_INSTALL}') from error
+            f'MUJOCO_GL={backend} cannot open an OpenGL context ({error}); run: {_INSTALL}'
+        ) from error

@@ -25,8 +25,15 @@ WALL_COLOURS: dict[str, tuple[float, float, float]] = {
     'lavender': (0.83, 0.80, 0.89),
 }
 WALL_TEXTURES = ('plaster', 'plaster', 'stripes', 'bricks')
-FLOOR_TEXTURES = ('planks', 'planks_dark', 'tile', 'tile_dark', 'carpet_gray', 'carpet_beige',
-                  'checker')
+FLOOR_TEXTURES = (
+    'planks',
+    'planks_dark',
+    'tile',
+    'tile_dark',
+    'carpet_gray',
+    'carpet_beige',
+    'checker',
+)
 NUM_PICTURES = 8
 
 _MIN_SHARED_WALL_M = 1.7
@@ -75,8 +82,9 @@ def _round(length_m: float) -> float:
     return round(float(length_m), 3)
 
 
-def _split(rng: np.random.Generator, width_m: float, height_m: float,
-           num_rooms: int) -> list[tuple[float, float, float, float]]:
+def _split(
+    rng: np.random.Generator, width_m: float, height_m: float, num_rooms: int
+) -> list[tuple[float, float, float, float]]:
     """Halve the largest rectangle along its longer side until there are enough."""
     rectangles = [(0.0, 0.0, width_m, height_m)]
     while len(rectangles) < num_rooms:
@@ -103,7 +111,7 @@ def _rooms(rng: np.random.Generator, rectangles: list[tuple]) -> tuple[Room, ...
     if len(rectangles) > 3:
         others.append('bathroom')
     kinds = ['living room'] + [str(kind) for kind in rng.permutation(others)]
-    kinds = sorted(kinds[:len(rectangles)], key=lambda kind: kind == 'bathroom')
+    kinds = sorted(kinds[: len(rectangles)], key=lambda kind: kind == 'bathroom')
     walls = rng.permutation(list(WALL_COLOURS))
     floors = rng.permutation(FLOOR_TEXTURES)
     rooms = []
@@ -124,14 +132,23 @@ def _shared_walls(rooms: tuple[Room, ...]) -> list[tuple[Room, Room, WallSide, f
                 for other in wall_sides(second):
                     start = max(side.start_m, other.start_m)
                     end = min(side.end_m, other.end_m)
-                    if (side.axis == other.axis and side.position_m == other.position_m
-                            and side.sign == -other.sign and end - start > _MIN_SHARED_WALL_M):
+                    if (
+                        side.axis == other.axis
+                        and side.position_m == other.position_m
+                        and side.sign == -other.sign
+                        and end - start > _MIN_SHARED_WALL_M
+                    ):
                         shared.append((first, second, side, start, end))
     return shared
 
 
-def _doors(rng: np.random.Generator, rooms: tuple[Room, ...], width_m: float, height_m: float,
-           config: SceneConfig) -> tuple[Door, ...] | None:
+def _doors(
+    rng: np.random.Generator,
+    rooms: tuple[Room, ...],
+    width_m: float,
+    height_m: float,
+    config: SceneConfig,
+) -> tuple[Door, ...] | None:
     """A random spanning tree, some loops, then closed outer doors; None where no tree exists."""
     colours = [str(colour) for colour in rng.permutation(DOOR_COLOURS)]
     doors: list[Door] = []
@@ -146,8 +163,9 @@ def _doors(rng: np.random.Generator, rooms: tuple[Room, ...], width_m: float, he
         group = [new if member == old else member for member in group]
         x, y = side.point(_round(rng.uniform(start + _DOOR_TO_CORNER_M, end - _DOOR_TO_CORNER_M)))
         style = 'frame' if rng.random() < config.bare_frame_probability else 'leaf'
-        doors.append(_door(rng, len(doors), x, y, side, (first.id, second.id), colours.pop(),
-                           style))
+        doors.append(
+            _door(rng, len(doors), x, y, side, (first.id, second.id), colours.pop(), style)
+        )
     if len(set(group)) > 1:
         return None
     for room in rooms:
@@ -162,8 +180,16 @@ def _doors(rng: np.random.Generator, rooms: tuple[Room, ...], width_m: float, he
     return tuple(doors)
 
 
-def _door(rng: np.random.Generator, index: int, x_m: float, y_m: float, side: WallSide,
-          room_ids: tuple[int, ...], colour: str, style: str) -> Door:
+def _door(
+    rng: np.random.Generator,
+    index: int,
+    x_m: float,
+    y_m: float,
+    side: WallSide,
+    room_ids: tuple[int, ...],
+    colour: str,
+    style: str,
+) -> Door:
     swing_side, hinge_side = (int(sign) for sign in rng.choice([-1, 1], 2))
     return Door(index, x_m, y_m, side.axis, room_ids, colour, style, swing_side, hinge_side)
 
@@ -172,8 +198,13 @@ def _is_outer(side: WallSide, width_m: float, height_m: float) -> bool:
     return side.position_m in (0.0, height_m if side.axis == 'x' else width_m)
 
 
-def _decorations(rng: np.random.Generator, rooms: tuple[Room, ...], doors: tuple[Door, ...],
-                 width_m: float, height_m: float) -> tuple[Decoration, ...]:
+def _decorations(
+    rng: np.random.Generator,
+    rooms: tuple[Room, ...],
+    doors: tuple[Door, ...],
+    width_m: float,
+    height_m: float,
+) -> tuple[Decoration, ...]:
     """A window on outer walls and a picture on most inner ones, away from the doors."""
     decorations = []
     for room in rooms:
@@ -182,10 +213,22 @@ def _decorations(rng: np.random.Generator, rooms: tuple[Room, ...], doors: tuple
             candidates = rng.uniform(side.start_m + 0.9, side.end_m - 0.9, 6)
             variant, hang = int(rng.integers(NUM_PICTURES)), rng.random() < 0.8
             taken = [along for along, _ in doors_on(side, doors)]
-            free = [along for along in candidates
-                    if all(abs(along - door) > _DECORATION_TO_DOOR_M for door in taken)]
+            free = [
+                along
+                for along in candidates
+                if all(abs(along - door) > _DECORATION_TO_DOOR_M for door in taken)
+            ]
             if free and (outer or hang):
                 x, y = side.point(_round(free[0]))
-                decorations.append(Decoration('window' if outer else 'picture', x, y, side.axis,
-                                              side.sign, room.id, variant))
+                decorations.append(
+                    Decoration(
+                        'window' if outer else 'picture',
+                        x,
+                        y,
+                        side.axis,
+                        side.sign,
+                        room.id,
+                        variant,
+                    )
+                )
     return tuple(decorations)

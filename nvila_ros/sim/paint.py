@@ -32,16 +32,27 @@ class Painter:
     def body(self, name: str, x_m: float = 0.0, y_m: float = 0.0, yaw_rad: float = 0.0):
         """A fixed body on the floor."""
         return self.spec.worldbody.add_body(
-            name=name, pos=[x_m, y_m, 0], quat=[math.cos(yaw_rad / 2), 0, 0, math.sin(yaw_rad / 2)])
+            name=name, pos=[x_m, y_m, 0], quat=[math.cos(yaw_rad / 2), 0, 0, math.sin(yaw_rad / 2)]
+        )
 
-    def material(self, rgb, texture_name: str | None = None, repeats_per_m: float | None = None,
-                 specular: float = 0.12, emission: float = 0.0) -> str:
-        """Name of a material; without a repeat rate the texture is stretched once over each face."""
+    def material(
+        self,
+        rgb,
+        texture_name: str | None = None,
+        repeats_per_m: float | None = None,
+        specular: float = 0.12,
+        emission: float = 0.0,
+    ) -> str:
+        """Name of a material; without a repeat rate the texture is stretched over each face."""
         key = (tuple(np.round(rgb, 4)), texture_name, repeats_per_m, specular, emission)
         if key not in self._materials:
             made = self.spec.add_material(
-                name=f'material{len(self._materials)}', rgba=[*key[0], 1], specular=specular,
-                shininess=0.3, emission=emission)
+                name=f'material{len(self._materials)}',
+                rgba=[*key[0], 1],
+                specular=specular,
+                shininess=0.3,
+                emission=emission,
+            )
             if texture_name:
                 slots = list(made.textures)
                 slots[int(mujoco.mjtTextureRole.mjTEXROLE_RGB)] = self._texture(texture_name)
@@ -54,8 +65,12 @@ class Painter:
     def _texture(self, name: str) -> str:
         if name not in self._textures:
             made = self.spec.add_texture(
-                name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=TEXTURE_SIZE_PX,
-                height=TEXTURE_SIZE_PX, nchannel=3)
+                name=name,
+                type=mujoco.mjtTexture.mjTEXTURE_2D,
+                width=TEXTURE_SIZE_PX,
+                height=TEXTURE_SIZE_PX,
+                nchannel=3,
+            )
             made.data = texture(name).tobytes()
             self._textures.add(name)
         return name
@@ -63,63 +78,85 @@ class Painter:
     def mesh(self, name: str, vertices: np.ndarray, faces: np.ndarray, **options) -> str:
         """Name of a mesh given by (V, 3) vertices and (F, 3) faces."""
         if name not in self._meshes:
-            self.spec.add_mesh(name=name, uservert=vertices.ravel(), userface=faces.ravel(),
-                               inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL, **options)
+            self.spec.add_mesh(
+                name=name,
+                uservert=vertices.ravel(),
+                userface=faces.ravel(),
+                inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL,
+                **options,
+            )
             self._meshes.add(name)
         return name
 
-    def visible(self, body, shape, centre, half_size, material: str, quat=(1, 0, 0, 0),
-                group: int = GROUP_VISIBLE, mesh: str | None = None) -> None:
+    def visible(
+        self,
+        body,
+        shape,
+        centre,
+        half_size,
+        material: str,
+        quat=(1, 0, 0, 0),
+        group: int = GROUP_VISIBLE,
+        mesh: str | None = None,
+    ) -> None:
         """A geom that is drawn and touches nothing."""
         options = {'meshname': mesh} if mesh else {'size': half_size}
-        body.add_geom(type=shape, pos=centre, quat=quat, material=material, group=group,
-                      contype=0, conaffinity=0, **options)
+        body.add_geom(
+            type=shape,
+            pos=centre,
+            quat=quat,
+            material=material,
+            group=group,
+            contype=0,
+            conaffinity=0,
+            **options,
+        )
 
     def box(self, body, centre, half_size, material: str, group: int = GROUP_VISIBLE) -> None:
         """A visible box."""
         self.visible(body, mujoco.mjtGeom.mjGEOM_BOX, centre, half_size, material, group=group)
 
-    def plate(self, body, axis: str, along_m: tuple[float, float], across_m: float,
-              z_m: tuple[float, float], thickness_m: float, side: int, material: str) -> None:
+    def plate(
+        self,
+        body,
+        axis: str,
+        along_m: tuple[float, float],
+        across_m: float,
+        z_m: tuple[float, float],
+        thickness_m: float,
+        side: int,
+        material: str,
+    ) -> None:
         """A slab on one face of a wall; its local z is the normal, so textures lie flat on it."""
         middle, offset = sum(along_m) / 2, across_m + side * thickness_m / 2
         centre = (middle, offset, sum(z_m) / 2) if axis == 'x' else (offset, middle, sum(z_m) / 2)
         half = ((along_m[1] - along_m[0]) / 2, (z_m[1] - z_m[0]) / 2, thickness_m / 2)
-        self.visible(body, mujoco.mjtGeom.mjGEOM_BOX, centre, half, material,
-                     quat=_QUAT_X_UP if axis == 'x' else _QUAT_Y_UP)
+        self.visible(
+            body,
+            mujoco.mjtGeom.mjGEOM_BOX,
+            centre,
+            half,
+            material,
+            quat=_QUAT_X_UP if axis == 'x' else _QUAT_Y_UP,
+        )
 
-    def solid_box(self, body, x_m: float, y_m: float, yaw_rad: float, half_depth_m: float,
-                  half_width_m: float, height_m: float) -> None:
+    def solid_box(
+        self,
+        body,
+        x_m: float,
+        y_m: float,
+        yaw_rad: float,
+        half_depth_m: float,
+        half_width_m: float,
+        height_m: float,
+    ) -> None:
         """An invisible box that the robot cannot enter."""
-        body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=[x_m, y_m, height_m / 2],
-                      quat=[math.cos(yaw_rad / 2), 0, 0, math.sin(yaw_rad / 2)],
-                      size=[half_depth_m, half_width_m, height_m / 2], group=GROUP_SOLID,
-                      contype=1, conaffinity=1)
-
-
-def turned(profile: tuple[tuple[float, float], ...], num_sides: int = 14) -> tuple[np.ndarray, np.ndarray]:
-    """Surface of revolution of a (radius, height) profile -> (V, 3) vertices, (F, 3) faces."""
-    points = np.asarray(profile, float)
-    angle = np.linspace(0, 2 * np.pi, num_sides, endpoint=False)
-    vertices = np.stack([np.outer(np.cos(angle), points[:, 0]), np.outer(np.sin(angle), points[:, 0]),
-                         np.tile(points[:, 1], (num_sides, 1))], -1).reshape(-1, 3)
-    num_points, faces = len(points), []
-    for side in range(num_sides):
-        a, b = side * num_points, (side + 1) % num_sides * num_points
-        for j in range(num_points - 1):
-            faces += [[a + j, b + j, b + j + 1], [a + j, b + j + 1, a + j + 1]]
-    return vertices, np.array(faces)
-
-
-def leaf(reach_m: float, lift_m: float) -> tuple[np.ndarray, np.ndarray]:
-    """A bent leaf from the origin outwards along x -> vertices, faces (both sides)."""
-    t = np.linspace(0, 1, 6)
-    half_width = 0.09 * np.sin(np.pi * t**0.8)
-    x, z = reach_m * t, lift_m * t - 0.45 * lift_m * t**2.5
-    vertices = np.concatenate([np.c_[x, half_width, z], np.c_[x, -half_width, z], np.c_[x, 0 * x, z - 0.02]])
-    num, faces = len(t), []
-    for i in range(num - 1):
-        for a, b in ((0, 2), (2, 1), (1, 0)):
-            faces += [[a * num + i, b * num + i, b * num + i + 1],
-                      [a * num + i, b * num + i + 1, a * num + i + 1]]
-    return vertices, np.array(faces)
+        body.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            pos=[x_m, y_m, height_m / 2],
+            quat=[math.cos(yaw_rad / 2), 0, 0, math.sin(yaw_rad / 2)],
+            size=[half_depth_m, half_width_m, height_m / 2],
+            group=GROUP_SOLID,
+            contype=1,
+            conaffinity=1,
+        )

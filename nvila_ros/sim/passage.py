@@ -23,8 +23,12 @@ class PassageCheck:
         self._x_m = np.arange(_RESOLUTION_M / 2, width_m, _RESOLUTION_M)
         self._y_m = np.arange(_RESOLUTION_M / 2, height_m, _RESOLUTION_M)
         self._windows = [
-            (slice(*np.searchsorted(self._x_m, [room.x_min_m, room.x_max_m])),
-             slice(*np.searchsorted(self._y_m, [room.y_min_m, room.y_max_m]))) for room in rooms]
+            (
+                slice(*np.searchsorted(self._x_m, [room.x_min_m, room.x_max_m])),
+                slice(*np.searchsorted(self._y_m, [room.y_min_m, room.y_max_m])),
+            )
+            for room in rooms
+        ]
         self._free = ~self._blocked(obstacles(Scene(0, width_m, height_m, rooms, doors, ())))
         self.passable = self._is_connected(self._free)
 
@@ -44,5 +48,7 @@ class PassageCheck:
         if count == 0:
             return False
         largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-        return all(largest[window].sum() >= _REACHABLE_SHARE * max(free[window].sum(), 1)
-                   for window in self._windows)
+        return all(
+            largest[window].sum() >= _REACHABLE_SHARE * max(free[window].sum(), 1)
+            for window in self._windows
+        )

@@ -9,14 +9,20 @@ import numpy as np
 
 from nvila_ros.sim.appearance import Appearance
 from nvila_ros.sim.assets import FurnitureMesh, furniture_meshes
-from nvila_ros.sim.furniture import PROFILES, Part, parts
-from nvila_ros.sim.paint import Painter, leaf, turned
+from nvila_ros.sim.furniture import parts
+from nvila_ros.sim.paint import Painter
+from nvila_ros.sim.parts import PROFILES, Part
 from nvila_ros.sim.scene import COLOURS, Furniture, Scene
+from nvila_ros.sim.turning import leaf, turned
 
 import mujoco  # isort: skip
 
-_FIXED_PAINT = {'dark': (0.10, 0.10, 0.11), 'wood': (0.55, 0.40, 0.26), 'metal': (0.70, 0.71, 0.73),
-                'white': (0.93, 0.93, 0.92)}
+_FIXED_PAINT = {
+    'dark': (0.10, 0.10, 0.11),
+    'wood': (0.55, 0.40, 0.26),
+    'metal': (0.70, 0.71, 0.73),
+    'white': (0.93, 0.93, 0.92),
+}
 _REPEATS_PER_M = {'wood': 1.5, 'fabric': 2.0}  # others are stretched over the face
 _QUAT_FACE_X = [0.5, 0.5, 0.5, 0.5]  # local z becomes x, local x becomes y
 _QUAT_AXIS_X = [math.sqrt(0.5), 0, math.sqrt(0.5), 0]
@@ -66,7 +72,9 @@ def _build_part(painter: Painter, body, part: Part, paint: dict) -> None:
     elif part.shape == 'ellipsoid':
         painter.visible(body, geom.mjGEOM_ELLIPSOID, centre, half, material)
     elif part.shape == 'panel':
-        painter.visible(body, geom.mjGEOM_BOX, centre, (half[1], half[2], half[0]), material, _QUAT_FACE_X)
+        painter.visible(
+            body, geom.mjGEOM_BOX, centre, (half[1], half[2], half[0]), material, _QUAT_FACE_X
+        )
     elif part.shape == 'leaf':
         angle, reach, lift = half
         name = painter.mesh(f'leaf_{reach:.2f}_{lift:.2f}', *leaf(reach, lift))

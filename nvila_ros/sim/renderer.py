@@ -20,15 +20,24 @@ MAX_BUFFER_PX = 8192
 class Renderer:
     """Draws a world into one offscreen buffer, tiled; each process makes its own."""
 
-    def __init__(self, world: World, width_px: int = 224, height_px: int = 224, batch: int = 1,
-                 antialias: int = 0, shadows: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        width_px: int = 224,
+        height_px: int = 224,
+        batch: int = 1,
+        antialias: int = 0,
+        shadows: bool = False,
+    ) -> None:
         self.world = world
         self.width_px, self.height_px = width_px, height_px
         self._columns = max(1, min(math.ceil(math.sqrt(batch)), MAX_BUFFER_PX // width_px))
         self._rows = math.ceil(batch / self._columns)
         if self._rows * height_px > MAX_BUFFER_PX:
-            raise SceneError(f'a batch of {batch} views of {width_px}x{height_px} px exceeds the buffer; '
-                             'lower batch: render_batch splits longer lists by itself')
+            raise SceneError(
+                f'a batch of {batch} views of {width_px}x{height_px} px exceeds the buffer; '
+                'lower batch: render_batch splits longer lists by itself'
+            )
         self._capacity = self._columns * self._rows
         self._shadows = shadows
         model = world.model
@@ -49,7 +58,9 @@ class Renderer:
         self._drawn = (self._group == GROUP_VISIBLE) | (self._group == GROUP_CEILING)
         self._centre = world.data.geom_xpos[:, :2].copy()
         self._radius = model.geom_rbound.copy()
-        self._room_light = np.array([model.light(i).name.startswith('room') for i in range(model.nlight)])
+        self._room_light = np.array(
+            [model.light(i).name.startswith('room') for i in range(model.nlight)]
+        )
 
     def _configure(self, model: mujoco.MjModel, antialias: int) -> None:
         """Buffer size and mesh detail are read when the context is made."""
@@ -68,8 +79,10 @@ class Renderer:
     def render_batch(self, poses: np.ndarray) -> np.ndarray:
         """(N, 3) poses -> (N, H, W, 3) uint8."""
         poses = np.asarray(poses, float).reshape(-1, 3)
-        chunks = [self._draw(poses[start:start + self._capacity])
-                  for start in range(0, len(poses), self._capacity)]
+        chunks = [
+            self._draw(poses[start : start + self._capacity])
+            for start in range(0, len(poses), self._capacity)
+        ]
         return chunks[0] if len(chunks) == 1 else _join(chunks, self._shape(), np.uint8)
 
     def segment_batch(self, poses: np.ndarray) -> np.ndarray:
@@ -81,7 +94,7 @@ class Renderer:
             chunks = []
             for start in range(0, len(poses), self._capacity):
                 tables: list[np.ndarray] = []
-                pixels = self._draw(poses[start:start + self._capacity], tables)
+                pixels = self._draw(poses[start : start + self._capacity], tables)
                 for view, table in zip(pixels, tables, strict=True):
                     drawn = view[..., 0].astype(np.int32) + 256 * view[..., 1].astype(np.int32)
                     chunks.append(table[drawn][None])
@@ -95,8 +108,13 @@ class Renderer:
         seen = []
         for view in self.segment_batch(poses):
             shares = np.bincount(view.ravel(), minlength=len(names)) / size
-            seen.append({name: float(share) for name, share in zip(names, shares, strict=True)
-                         if share > 0 and share >= minimum_share})
+            seen.append(
+                {
+                    name: float(share)
+                    for name, share in zip(names, shares, strict=True)
+                    if share > 0 and share >= minimum_share
+                }
+            )
         return seen
 
     def close(self) -> None:
@@ -123,8 +141,15 @@ class Renderer:
             in_view = self._in_view(pose)
             model.geom_group[:] = np.where(in_view, self._group, GROUP_HIDDEN)
             self._aim(pose)
-            mujoco.mjv_updateScene(model, self.world.data, self._options, None, self._camera,
-                                   mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+            mujoco.mjv_updateScene(
+                model,
+                self.world.data,
+                self._options,
+                None,
+                self._camera,
+                mujoco.mjtCatBit.mjCAT_ALL,
+                self._scene,
+            )
             row, column = divmod(index, self._columns)
             tile = mujoco.MjrRect(column * width, row * height, width, height)
             mujoco.mjr_render(tile, self._scene, self._context)
@@ -132,10 +157,12 @@ class Renderer:
                 tables.append(np.append(np.int16(0), self.world.landmark_of_geom[in_view]))
         model.geom_group[:] = self._group
         rows = math.ceil(len(poses) / self._columns)
-        used = self._pixels[:rows * height]
-        mujoco.mjr_readPixels(used, None, mujoco.MjrRect(0, 0, used.shape[1], used.shape[0]), self._context)
+        used = self._pixels[: rows * height]
+        mujoco.mjr_readPixels(
+            used, None, mujoco.MjrRect(0, 0, used.shape[1], used.shape[0]), self._context
+        )
         tiles = used.reshape(rows, height, self._columns, width, 3)[:, ::-1]  # OpenGL's rows go up
-        return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, height, width, 3)[:len(poses)]
+        return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, height, width, 3)[: len(poses)]
 
     def _begin(self) -> None:
         if self._context is None:
@@ -152,20 +179,29 @@ class Renderer:
         x, y, yaw = pose
         level, climb = math.cos(look.pitch_rad), math.sin(look.pitch_rad)
         reach = CAMERA_FORWARD_M + level * self._camera.distance
-        self._camera.lookat[:] = (x + reach * math.cos(yaw), y + reach * math.sin(yaw),
-                                  look.camera_height_m + climb * self._camera.distance)
-        self._camera.azimuth, self._camera.elevation = math.degrees(yaw), math.degrees(look.pitch_rad)
+        self._camera.lookat[:] = (
+            x + reach * math.cos(yaw),
+            y + reach * math.sin(yaw),
+            look.camera_height_m + climb * self._camera.distance,
+        )
+        self._camera.azimuth, self._camera.elevation = (
+            math.degrees(yaw),
+            math.degrees(look.pitch_rad),
+        )
 
     def _in_view(self, pose: np.ndarray) -> np.ndarray:
-        """(ngeom,) bool: drawn geoms whose bounding sphere reaches into the horizontal field of view."""
+        """(ngeom,) bool: drawn geoms whose bounding sphere reaches into the horizontal view."""
         # Pitch widens what a level wedge must hold by far less than these two degrees.
         half = self.world.appearance.hfov_rad / 2 + math.radians(2)
         forward = np.array([math.cos(pose[2]), math.sin(pose[2])])
         offset = self._centre - (pose[:2] + CAMERA_FORWARD_M * forward)
         ahead = offset @ forward
         beside = abs(offset @ np.array([-forward[1], forward[0]]))
-        return (self._drawn & (ahead > -self._radius)
-                & (beside * math.cos(half) - ahead * math.sin(half) < self._radius))
+        return (
+            self._drawn
+            & (ahead > -self._radius)
+            & (beside * math.cos(half) - ahead * math.sin(half) < self._radius)
+        )
 
 
 def _join(chunks: list[np.ndarray], shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -169,8 +169,13 @@ class Furniture:
 
     def corners(self, margin_m: float = 0.0) -> np.ndarray:
         """(4, 2) counter-clockwise outline on the floor, grown by a margin."""
-        return rectangle_corners(self.x_m, self.y_m, self.yaw_rad,
-                                 self.depth_m / 2 + margin_m, self.width_m / 2 + margin_m)
+        return rectangle_corners(
+            self.x_m,
+            self.y_m,
+            self.yaw_rad,
+            self.depth_m / 2 + margin_m,
+            self.width_m / 2 + margin_m,
+        )
 
 
 @dataclass(frozen=True)
@@ -228,13 +233,15 @@ class Scene:
         return scene
 
 
-def rectangle_corners(x_m: float, y_m: float, yaw_rad: float, half_depth_m: float,
-                      half_width_m: float) -> np.ndarray:
+def rectangle_corners(
+    x_m: float, y_m: float, yaw_rad: float, half_depth_m: float, half_width_m: float
+) -> np.ndarray:
     """(4, 2) counter-clockwise corners of a rotated rectangle; depth runs along yaw."""
     forward = np.array([math.cos(yaw_rad), math.sin(yaw_rad)]) * half_depth_m
     left = np.array([-math.sin(yaw_rad), math.cos(yaw_rad)]) * half_width_m
     return np.array([x_m, y_m]) + np.stack(
-        [forward + left, left - forward, -forward - left, forward - left])
+        [forward + left, left - forward, -forward - left, forward - left]
+    )
 
 
 def _with_tuples(item: dict[str, Any]) -> dict[str, Any]:

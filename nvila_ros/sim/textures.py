@@ -49,6 +49,7 @@ def _planks(base: tuple[float, float, float]) -> Callable[[np.random.Generator],
         seam = (y % (size // num_rows) == 0) | (((x + offset[row]) % (size // 2)) < 1)
         picture[seam] *= 0.6
         return picture
+
     return make
 
 
@@ -59,6 +60,7 @@ def _tiles(base: tuple[float, float, float]) -> Callable[[np.random.Generator], 
         picture = np.array(base) * (0.94 + 0.12 * _noise(rng, 1.6))[..., None]
         picture[(x % half < 2) | (y % half < 2)] = np.array(base) * 0.65
         return picture
+
     return make
 
 
@@ -66,6 +68,7 @@ def _carpet(base: tuple[float, float, float]) -> Callable[[np.random.Generator],
     def make(rng: np.random.Generator) -> np.ndarray:
         white = rng.normal(size=(TEXTURE_SIZE_PX, TEXTURE_SIZE_PX))
         return np.array(base) * (1 + 0.07 * white + 0.12 * (_noise(rng, 1.3) - 0.5))[..., None]
+
     return make
 
 
@@ -137,7 +140,7 @@ def _books(rng: np.random.Generator) -> np.ndarray:
     while left < size:
         width, top = int(rng.integers(4, 10)), int(size * rng.uniform(0.05, 0.3))
         tone = rng.uniform(0.15, 0.75, 3)
-        picture[top:, left:left + width - 1] = tone * 0.5 + tone.mean() * 0.5
+        picture[top:, left : left + width - 1] = tone * 0.5 + tone.mean() * 0.5
         left += width
     return picture
 
@@ -154,9 +157,20 @@ def _window(rng: np.random.Generator) -> np.ndarray:
 
 
 _MAKERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    'planks': _planks((0.66, 0.50, 0.33)), 'planks_dark': _planks((0.42, 0.29, 0.20)),
-    'tile': _tiles((0.82, 0.82, 0.80)), 'tile_dark': _tiles((0.45, 0.49, 0.53)), 'checker': _checker,
-    'carpet_gray': _carpet((0.54, 0.54, 0.57)), 'carpet_beige': _carpet((0.73, 0.65, 0.53)),
-    'plaster': _plaster, 'stripes': _stripes, 'bricks': _bricks, 'wood': _wood, 'fabric': _fabric,
-    'rug': _rug, 'picture': _picture, 'books': _books, 'window': _window,
+    'planks': _planks((0.66, 0.50, 0.33)),
+    'planks_dark': _planks((0.42, 0.29, 0.20)),
+    'tile': _tiles((0.82, 0.82, 0.80)),
+    'tile_dark': _tiles((0.45, 0.49, 0.53)),
+    'checker': _checker,
+    'carpet_gray': _carpet((0.54, 0.54, 0.57)),
+    'carpet_beige': _carpet((0.73, 0.65, 0.53)),
+    'plaster': _plaster,
+    'stripes': _stripes,
+    'bricks': _bricks,
+    'wood': _wood,
+    'fabric': _fabric,
+    'rug': _rug,
+    'picture': _picture,
+    'books': _books,
+    'window': _window,
 }

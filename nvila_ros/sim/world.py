@@ -22,18 +22,21 @@ LIDAR_RANGE_M = 12.0
 
 _TIMESTEP_S = 0.02
 _LINEAR_GAIN, _ANGULAR_GAIN = 400.0, 40.0  # velocity servos, stiff for a 20 kg base
+NEUTRAL = Appearance.default()
 STRUCTURE_LANDMARKS = ('other', 'floor', 'wall', 'ceiling')
 
 
 class World:
     """One scene with one appearance; each process makes its own."""
 
-    def __init__(self, scene: Scene, appearance: Appearance = Appearance.default(),
-                 assets: object = None) -> None:
+    def __init__(self, scene: Scene, appearance: Appearance = NEUTRAL) -> None:
         self.scene = scene
         self.appearance = appearance
-        self.landmarks: list[str] = [*STRUCTURE_LANDMARKS, *(door.key for door in scene.doors),
-                                     *(piece.key for piece in scene.furniture)]
+        self.landmarks: list[str] = [
+            *STRUCTURE_LANDMARKS,
+            *(door.key for door in scene.doors),
+            *(piece.key for piece in scene.furniture),
+        ]
         self.model = _build_spec(scene, appearance).compile()
         self.data = mujoco.MjData(self.model)
         mujoco.mj_forward(self.model, self.data)
@@ -59,7 +62,7 @@ class World:
         mujoco.mj_forward(self.model, self.data)
 
     def step(self, v_m_s: float, w_rad_s: float, dt_s: float) -> bool:
-        """Drive for a while at a forward speed and a turn rate; says whether the robot hit something."""
+        """Drive for a while at a forward speed and a turn rate; says whether it hit something."""
         collided = False
         for _ in range(max(1, round(dt_s / _TIMESTEP_S))):
             yaw = self.data.qpos[2]
@@ -70,13 +73,17 @@ class World:
 
     def collides(self, pose: np.ndarray) -> bool:
         """Whether the robot's disc overlaps anything at a pose; does not move the robot."""
-        return bool(distances_m(np.asarray(pose)[None, :2], self._rectangles).min() < ROBOT_RADIUS_M)
+        return bool(
+            distances_m(np.asarray(pose)[None, :2], self._rectangles).min() < ROBOT_RADIUS_M
+        )
 
     def scan(self, num_rays: int = 360) -> np.ndarray:
         """(R,) ranges in metres, counter-clockwise from straight ahead, inf beyond 12 m."""
         pose = self.data.qpos
         angles = pose[2] + np.arange(num_rays) * (2 * math.pi / num_rays)
-        ranges = cast_rays(pose[:2], np.stack([np.cos(angles), np.sin(angles)], 1), self._rectangles)
+        ranges = cast_rays(
+            pose[:2], np.stack([np.cos(angles), np.sin(angles)], 1), self._rectangles
+        )
         return np.where(ranges <= LIDAR_RANGE_M, ranges, np.inf)
 
 
@@ -107,27 +114,50 @@ def _light(spec: mujoco.MjSpec, scene: Scene, appearance: Appearance) -> None:
         azimuth = appearance.light_azimuth_rad + turn_rad
         spec.worldbody.add_light(
             pos=[scene.width_m / 2, scene.height_m / 2, 6],
-            dir=[math.cos(azimuth), math.sin(azimuth), -1.1], diffuse=share * directed * rgb,
-            specular=[0.05] * 3, ambient=[0] * 3, castshadow=False,
-            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
+            dir=[math.cos(azimuth), math.sin(azimuth), -1.1],
+            diffuse=share * directed * rgb,
+            specular=[0.05] * 3,
+            ambient=[0] * 3,
+            castshadow=False,
+            type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
+        )
     for room in scene.rooms:  # lit only by renderers with shadows
         spec.worldbody.add_light(
-            name=f'room{room.id}', pos=[*room.centre, WALL_HEIGHT_M - 0.08], dir=[0, 0, -1],
-            diffuse=0.8 * directed * rgb, specular=[0.08] * 3, ambient=[0.02] * 3, cutoff=90,
-            exponent=0.6, attenuation=[1, 0.02, 0.02], castshadow=True, active=False,
-            type=mujoco.mjtLightType.mjLIGHT_SPOT)
+            name=f'room{room.id}',
+            pos=[*room.centre, WALL_HEIGHT_M - 0.08],
+            dir=[0, 0, -1],
+            diffuse=0.8 * directed * rgb,
+            specular=[0.08] * 3,
+            ambient=[0.02] * 3,
+            cutoff=90,
+            exponent=0.6,
+            attenuation=[1, 0.02, 0.02],
+            castshadow=True,
+            active=False,
+            type=mujoco.mjtLightType.mjLIGHT_SPOT,
+        )
 
 
 def _build_robot(spec: mujoco.MjSpec) -> None:
     """A disc that slides and turns, held to the commanded velocity by servos."""
     body = spec.worldbody.add_body(name='robot')
     joint = mujoco.mjtJoint
-    for name, kind, axis, gain in (('x', joint.mjJNT_SLIDE, (1, 0, 0), _LINEAR_GAIN),
-                                   ('y', joint.mjJNT_SLIDE, (0, 1, 0), _LINEAR_GAIN),
-                                   ('yaw', joint.mjJNT_HINGE, (0, 0, 1), _ANGULAR_GAIN)):
+    for name, kind, axis, gain in (
+        ('x', joint.mjJNT_SLIDE, (1, 0, 0), _LINEAR_GAIN),
+        ('y', joint.mjJNT_SLIDE, (0, 1, 0), _LINEAR_GAIN),
+        ('yaw', joint.mjJNT_HINGE, (0, 0, 1), _ANGULAR_GAIN),
+    ):
         body.add_joint(name=name, type=kind, axis=axis, damping=5)
         actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         actuator.set_to_velocity(kv=gain)
-    body.add_geom(name='base', type=mujoco.mjtGeom.mjGEOM_CYLINDER, pos=[0, 0, 0.62],
-                  size=[ROBOT_RADIUS_M, 0.55, 0], mass=20, group=GROUP_ROBOT, contype=1, conaffinity=1,
-                  friction=[0.05, 0, 0])
+    body.add_geom(
+        name='base',
+        type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+        pos=[0, 0, 0.62],
+        size=[ROBOT_RADIUS_M, 0.55, 0],
+        mass=20,
+        group=GROUP_ROBOT,
+        contype=1,
+        conaffinity=1,
+        friction=[0.05, 0, 0],
+    )

@@ -56,5 +56,9 @@ def mesh_names(category: str) -> list[str]:
 
 def _part(arrays: np.lib.npyio.NpzFile, key: str) -> MeshPart:
     *rgb, is_main = (float(value) for value in arrays[f'{key}/rgb'])
-    return MeshPart(is_main > 0.5, tuple(rgb), arrays[f'{key}/vertices'] / 4095.0,
-                    arrays[f'{key}/faces'].astype(int))
+    return MeshPart(
+        is_main > 0.5,
+        tuple(rgb),
+        arrays[f'{key}/vertices'] / 4095.0,
+        arrays[f'{key}/faces'].astype(int),
+    )
