@@ -88,7 +88,7 @@ def decode_choice(model: Nvila, cache: KeyValueCache, hidden: Tensor, trie: Toke
     states = hidden.reshape(1, -1)
     if trie.tokens:
         states = torch.cat((states, _read_tree(model, cache, trie)))
-    nodes = torch.tensor([branch.node + 1 for branch in trie.branches], device=states.device)
+    nodes = [branch.node + 1 for branch in trie.branches]
     scores = model.logits(states[nodes]).float().cpu()  # (branches, V)
     log_probabilities = torch.zeros(len(trie), dtype=torch.float64)
     remaining = set(range(len(trie)))

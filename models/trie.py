@@ -25,8 +25,8 @@ class TokenTrie:
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.sequences = tuple(tuple(sequence) for sequence in sequences)
-        if not self.sequences or not all(self.sequences):
-            raise ValueError("a trie needs at least one sequence, and none may be empty")
+        if not self.sequences:
+            raise ValueError("a trie needs at least one sequence")
         self.tokens: list[int] = []
         self.parents: list[int] = []  # row of the token before, -1 at the top
         self.branches: list[Branch] = []
