@@ -1,0 +1,38 @@
+# Every target sets up .venv first; the second time that takes a second.
+PYTHON ?= python3
+BIN := .venv/bin
+SEED ?=
+INSTRUCTION ?=
+export MUJOCO_GL ?= egl
+
+.PHONY: setup demo test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/"
+	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
+	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+
+setup:
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup
+	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))')
+
+test: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup
+	@$(BIN)/python -m nvila_ros.evaluation.bench
+
+clean:
+	rm -rf .venv build install log demo .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package nvila_ros for colcon (ament_python), pip and editable installs alike."""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+PACKAGE = "nvila_ros"
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Vision-and-language navigation for ROS 2 with NVILA",
+    license="Apache-2.0",
+    maintainer="nvila_ros maintainers",
+    maintainer_email="maintainers@nvila-ros.example.org",
+    python_requires=">=3.10,<3.13",
+    # nvila_ros/{models,kernels,training} are links to the folders at the top, and are followed.
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={
+        PACKAGE: ["py.typed"],
+        f"{PACKAGE}.kernels": ["csrc/*"],
+        f"{PACKAGE}.models": ["nano/*"],
+        f"{PACKAGE}.sim": ["assets/*"],
+        f"{PACKAGE}.training": ["recipes/*.yaml"],
+    },
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+        (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
+        (f"share/{PACKAGE}/config", glob("config/*.yaml") + glob("config/*.xml")),
+        # A wheel puts console scripts into bin/ only; ros2 run and launch look into lib/<package>/.
+        (f"lib/{PACKAGE}", glob("libexec/*")),
+    ],
+    install_requires=[
+        "av",
+        "matplotlib",
+        "mujoco>=3.3",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "scipy",
+        "setuptools",
+        "tokenizers",
+        "torch>=2.11",
+        "typer",
+    ],
+    extras_require={
+        # ROS 2 Jazzy from pip's wheels, for machines with no ROS installation (x86_64 only).
+        "ros": [
+            "ros-jazzy-common-interfaces; platform_machine == 'x86_64'",
+            "ros-jazzy-rclpy; platform_machine == 'x86_64'",
+            "ros-jazzy-rmw-fastrtps-cpp; platform_machine == 'x86_64'",
+        ],
+        # transformers is the oracle that the network's tests compare with.
+        "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"nvila = {PACKAGE}.cli:main",
+            f"navigator_node = {PACKAGE}.nodes.navigator_node:main",
+            f"simulator_node = {PACKAGE}.nodes.simulator_node:main",
+        ],
+    },
+    zip_safe=False,
+)
