@@ -15,6 +15,8 @@ from nvila_ros.sim.world import CAMERA_FORWARD_M, World
 import mujoco  # isort: skip
 
 MAX_BUFFER_PX = 8192
+_CULLING_MARGIN_RAD = math.radians(0.5)
+_TOP_CAMERA_HEIGHT_M = 12.0
 
 
 class Renderer:
@@ -117,6 +119,22 @@ class Renderer:
             )
         return seen
 
+    def render_top(self) -> np.ndarray:
+        """(H, W, 3) uint8 plan without the ceiling, to scale: the whole flat, x right and y up."""
+        scene, model = self.world.scene, self.world.model
+        self._begin()
+        camera = mujoco.MjvCamera()
+        camera.type, camera.distance = mujoco.mjtCamera.mjCAMERA_FREE, _TOP_CAMERA_HEIGHT_M
+        camera.lookat[:] = scene.width_m / 2, scene.height_m / 2, 0.0
+        camera.azimuth, camera.elevation = 90, -90
+        # Of an orthographic camera this field is the height of the picture in metres.
+        model.vis.global_.orthographic, model.vis.global_.fovy = True, scene.height_m
+        camera.orthographic = True
+        self._options.geomgroup[GROUP_CEILING] = 0
+        self._draw_tile(camera, 0, 0)
+        self._options.geomgroup[GROUP_CEILING] = 1
+        return self._read_tiles(1)[0]
+
     def close(self) -> None:
         """Free the buffers; the process keeps its OpenGL context."""
         if self._context is not None:
@@ -135,34 +153,35 @@ class Renderer:
 
     def _draw(self, poses: np.ndarray, tables: list[np.ndarray] | None = None) -> np.ndarray:
         """Up to a bufferful of poses -> (N, H, W, 3) uint8; appends drawn id -> landmark tables."""
-        model, width, height = self.world.model, self.width_px, self.height_px
+        model = self.world.model
         self._begin()
         for index, pose in enumerate(poses):
             in_view = self._in_view(pose)
             model.geom_group[:] = np.where(in_view, self._group, GROUP_HIDDEN)
             self._aim(pose)
-            mujoco.mjv_updateScene(
-                model,
-                self.world.data,
-                self._options,
-                None,
-                self._camera,
-                mujoco.mjtCatBit.mjCAT_ALL,
-                self._scene,
-            )
-            row, column = divmod(index, self._columns)
-            tile = mujoco.MjrRect(column * width, row * height, width, height)
-            mujoco.mjr_render(tile, self._scene, self._context)
+            self._draw_tile(self._camera, *divmod(index, self._columns))
             if tables is not None:  # drawn id 0 is the background, then the geoms drawn in order
                 tables.append(np.append(np.int16(0), self.world.landmark_of_geom[in_view]))
         model.geom_group[:] = self._group
-        rows = math.ceil(len(poses) / self._columns)
+        return self._read_tiles(len(poses))
+
+    def _draw_tile(self, camera: mujoco.MjvCamera, row: int, column: int) -> None:
+        model, data, everything = self.world.model, self.world.data, mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self._options, None, camera, everything, self._scene)
+        left, bottom = column * self.width_px, row * self.height_px
+        tile = mujoco.MjrRect(left, bottom, self.width_px, self.height_px)
+        mujoco.mjr_render(tile, self._scene, self._context)
+
+    def _read_tiles(self, count: int) -> np.ndarray:
+        rows, height, width = math.ceil(count / self._columns), self.height_px, self.width_px
         used = self._pixels[: rows * height]
         mujoco.mjr_readPixels(
             used, None, mujoco.MjrRect(0, 0, used.shape[1], used.shape[0]), self._context
         )
         tiles = used.reshape(rows, height, self._columns, width, 3)[:, ::-1]  # OpenGL's rows go up
-        return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, height, width, 3)[: len(poses)]
+        return np.ascontiguousarray(
+            tiles.transpose(0, 2, 1, 3, 4).reshape(-1, height, width, 3)[:count]
+        )
 
     def _begin(self) -> None:
         if self._context is None:
@@ -173,6 +192,7 @@ class Renderer:
         model.light_active[:] = self._room_light if self._shadows else ~self._room_light
         tangent = math.tan(self.world.appearance.hfov_rad / 2) * self.height_px / self.width_px
         model.vis.global_.fovy = math.degrees(2 * math.atan(tangent))
+        model.vis.global_.orthographic = False
 
     def _aim(self, pose: np.ndarray) -> None:
         look = self.world.appearance
@@ -191,8 +211,14 @@ class Renderer:
 
     def _in_view(self, pose: np.ndarray) -> np.ndarray:
         """(ngeom,) bool: drawn geoms whose bounding sphere reaches into the horizontal view."""
-        # Pitch widens what a level wedge must hold by far less than these two degrees.
-        half = self.world.appearance.hfov_rad / 2 + math.radians(2)
+        look = self.world.appearance
+        tangent = math.tan(look.hfov_rad / 2)
+        # A pitched picture's corners reach further to the side than its middle row.
+        pitch_rad = abs(look.pitch_rad)
+        corner = math.cos(pitch_rad) - tangent * self.height_px / self.width_px * math.sin(
+            pitch_rad
+        )
+        half = math.atan2(tangent, corner) + _CULLING_MARGIN_RAD
         forward = np.array([math.cos(pose[2]), math.sin(pose[2])])
         offset = self._centre - (pose[:2] + CAMERA_FORWARD_M * forward)
         ahead = offset @ forward

@@ -20,7 +20,7 @@ ROBOT_RADIUS_M = 0.20
 CAMERA_FORWARD_M = 0.05  # of the camera before the axis of rotation
 LIDAR_RANGE_M = 12.0
 
-_TIMESTEP_S = 0.02
+_TIMESTEP_S = 0.02  # at most
 _LINEAR_GAIN, _ANGULAR_GAIN = 400.0, 40.0  # velocity servos, stiff for a 20 kg base
 NEUTRAL = Appearance.default()
 STRUCTURE_LANDMARKS = ('other', 'floor', 'wall', 'ceiling')
@@ -64,7 +64,9 @@ class World:
     def step(self, v_m_s: float, w_rad_s: float, dt_s: float) -> bool:
         """Drive for a while at a forward speed and a turn rate; says whether it hit something."""
         collided = False
-        for _ in range(max(1, round(dt_s / _TIMESTEP_S))):
+        num_steps = max(1, math.ceil(dt_s / _TIMESTEP_S - 1e-9))
+        self.model.opt.timestep = dt_s / num_steps
+        for _ in range(num_steps):
             yaw = self.data.qpos[2]
             self.data.ctrl[:] = v_m_s * math.cos(yaw), v_m_s * math.sin(yaw), w_rad_s
             mujoco.mj_step(self.model, self.data)
@@ -147,7 +149,7 @@ def _build_robot(spec: mujoco.MjSpec) -> None:
         ('y', joint.mjJNT_SLIDE, (0, 1, 0), _LINEAR_GAIN),
         ('yaw', joint.mjJNT_HINGE, (0, 0, 1), _ANGULAR_GAIN),
     ):
-        body.add_joint(name=name, type=kind, axis=axis, damping=5)
+        body.add_joint(name=name, type=kind, axis=axis)
         actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         actuator.set_to_velocity(kv=gain)
     body.add_geom(
