@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network: pixels and text in, text out. F frames, S image side, P patches, T tokens, D width."""
+"""The network: pixels and text in, text out.
+
+Letters of shapes: F frames, S image side, P patches, T tokens, D width, L sequence, B batch,
+V vocabulary.
+"""

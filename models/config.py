@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nvila_ros.errors import ConfigError
 
-# Side of the square block of patches that the projector folds into one token.
+# Rate of each projector type.
 DOWNSAMPLE_RATES = {
     "mlp_downsample": 2,
     "mlp_downsample_2x2_fix": 2,
@@ -137,6 +137,7 @@ class NvilaConfig:
 
     @property
     def downsample_rate(self) -> int:
+        """Side of the square of patches that becomes one token."""
         return DOWNSAMPLE_RATES[self.mm_projector_type]
 
     @property

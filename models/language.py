@@ -56,6 +56,7 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
         wide = hidden.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(hidden.dtype)
@@ -101,6 +102,7 @@ class LanguageAttention(nn.Module):
         cache: KeyValueCache | None,
         mask: Tensor | None,
     ) -> Tensor:
+        """(B, L, D) -> (B, L, D); see `LanguageModel.forward`."""
         split = (-1, self.head_dim)
         query = (
             self.q_proj(hidden).unflatten(-1, split).transpose(1, 2)
@@ -131,6 +133,7 @@ class LanguageMlp(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
@@ -151,6 +154,7 @@ class LanguageLayer(nn.Module):
         cache: KeyValueCache | None,
         mask: Tensor | None,
     ) -> Tensor:
+        """(B, L, D) -> (B, L, D); see `LanguageModel.forward`."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, cache, mask)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 

@@ -46,10 +46,12 @@ class Nvila(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the network is."""
         return self.llm.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What its weights are."""
         return self.llm.model.embed_tokens.weight.dtype
 
     def connect(self, media_token_ids: Sequence[int], newline_token_ids: Sequence[int]) -> None:

@@ -67,14 +67,12 @@ class Tokenizer:
             )
         return found
 
-    def has(self, token: str) -> bool:
-        return self._backend.token_to_id(token) is not None
-
     def encode(self, text: str) -> list[int]:
         """Trusted text, special tokens recognised. Check user text first (`prompt.check_text`)."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Ids back to text."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def add_tokens(self, names: Iterable[str]) -> None:

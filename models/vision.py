@@ -23,6 +23,7 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.grid_side**2, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """(F, 3, S, S) -> (F, P, D)."""
         patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # (F, P, D)
         return patches + self.position_embedding.weight
 
@@ -40,6 +41,7 @@ class VisionAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(F, P, D) -> (F, P, D)."""
         split = (self.num_heads, -1)
         query = (
             self.q_proj(hidden).unflatten(-1, split).transpose(1, 2)
@@ -60,6 +62,7 @@ class VisionMlp(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(F, P, D) -> (F, P, D)."""
         return self.fc2(F.gelu(self.fc1(hidden), approximate=self.approximate))
 
 
@@ -74,6 +77,7 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMlp(config)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """(F, P, D) -> (F, P, D)."""
         hidden = hidden + self.self_attn(self.layer_norm1(hidden))
         return hidden + self.mlp(self.layer_norm2(hidden))
 

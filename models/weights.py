@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def save(
         path = folder / part / SINGLE_FILE
         unfinished = path.with_suffix(".unfinished")
         save_file(tensors, unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, path)  # a reader never meets half a file
+        unfinished.replace(path)  # a reader never meets half a file
 
 
 def _read_part(

@@ -9,7 +9,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
-WORDS = "walk to the red sofa turn left right then stop go through door".split()
+WORDS = ("walk", "to", "the", "red", "sofa", "turn", "left", "right", "then", "stop", "door")
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,15 @@ def test_training_path_never_asks_for_a_value(make_config):
     assert logits.shape == (2, 50, 300)
 
 
+def test_the_forward_is_one_graph(make_config):
+    """What torch.compile captures without a break needs no more than its tracer to be tested."""
+    model = Nvila.from_scratch(make_config())
+    encode = torch.compile(model.encode_frames, backend="eager", fullgraph=True)
+    read = torch.compile(model, backend="eager", fullgraph=True)
+    features = encode(torch.rand(2, 3, 40, 40))
+    assert torch.equal(read(features), model(features))
+
+
 def test_gradients_reach_every_part(tiny_model):
     features = tiny_model.encode_frames(torch.rand(2, 3, 40, 40))
     tiny_model.logits(tiny_model(features.flatten(0, 1)[None])).square().mean().backward()

@@ -155,7 +155,7 @@ def test_a_truncated_file_is_named(folder, keep):
 
 def test_a_pickle_is_refused_with_the_command_that_converts_it(folder):
     (folder / "llm" / "model.safetensors").rename(folder / "llm" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickle.*weights_only=True"):
+    with pytest.raises(CheckpointError, match=r"pickle.*weights_only=True"):
         weights.load(folder)
 
 
