@@ -24,7 +24,7 @@ def distance_fields(
     """
     goals_ij = np.asarray(goals_ij, dtype=np.int64).reshape(-1, 2)
     if not free[goals_ij[:, 0], goals_ij[:, 1]].all():
-        raise SceneError('a goal lies in a cell that is not free; snap goals to the grid first')
+        raise SceneError("a goal lies in a cell that is not free; snap goals to the grid first")
     num_goals, num_y, num_cells = len(goals_ij), free.shape[1], free.size
     if speed is None:
         slowness = np.full(num_goals * num_cells, resolution_m, dtype=np.float32)
@@ -34,7 +34,7 @@ def distance_fields(
     is_open = np.broadcast_to(free.ravel(), (num_goals, num_cells)).ravel()
     time = np.full(num_goals * num_cells, np.inf, dtype=np.float32)
     seeds = _seed(time, free, goals_ij, slowness, EXACT_RADIUS_CELLS if speed is None else 2)
-    with np.errstate(invalid='ignore'):  # inf - inf where nothing has arrived yet
+    with np.errstate(invalid="ignore"):  # inf - inf where nothing has arrived yet
         _march(time, is_open, slowness, seeds, num_y, BAND_CELLS * resolution_m)
     return time.reshape(num_goals, *free.shape)
 
@@ -44,7 +44,7 @@ def _seed(
 ) -> np.ndarray:
     """Write straight distances within sight of each goal; returns the flat indices written."""
     span = np.arange(-radius, radius + 1)
-    offsets = np.stack(np.meshgrid(span, span, indexing='ij'), axis=-1).reshape(-1, 2)
+    offsets = np.stack(np.meshgrid(span, span, indexing="ij"), axis=-1).reshape(-1, 2)
     lengths = np.hypot(offsets[:, 0], offsets[:, 1])
     offsets, lengths = offsets[lengths <= radius], lengths[lengths <= radius]
     steps = np.linspace(0, 1, 2 * radius + 1)

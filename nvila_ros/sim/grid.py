@@ -79,8 +79,8 @@ class OccupancyGrid:
         labels, num_components = ndimage.label(fits)
         if num_components == 0:
             raise SceneError(
-                f'no free cell for a robot of radius {robot_radius_m} m in a map of '
-                f'{fits.shape} cells; make the scene larger or the robot smaller'
+                f"no free cell for a robot of radius {robot_radius_m} m in a map of "
+                f"{fits.shape} cells; make the scene larger or the robot smaller"
             )
         free = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
         nearest = ndimage.distance_transform_edt(~free, return_distances=False, return_indices=True)
@@ -96,6 +96,7 @@ class OccupancyGrid:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Number of cells along x and y."""
         return self.free.shape
 
     def cell(self, xy: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ class Motion:
 
     @property
     def num_units(self) -> int:
+        """How many units of 0.25 m or 15 degrees it takes."""
         return round(self.forward_m / UNIT_FORWARD_M + abs(self.turn_rad) / UNIT_TURN_RAD)
 
 

@@ -61,7 +61,9 @@ class Planner:
     def __init__(self, grid: OccupancyGrid, goals: np.ndarray) -> None:
         self.grid = grid
         self.goals = grid.snap(np.asarray(goals, dtype=np.float64).reshape(-1, 2))
-        cells = grid.cell(self.goals)
+        # Robots that share a goal's cell share its fields.
+        cells, field_index = np.unique(grid.cell(self.goals), axis=0, return_inverse=True)
+        self._field_index = field_index.ravel()
         speed = np.interp(grid.clearance_m, CLEARANCE_KNOTS_M, SPEED_KNOTS)
         self._slowness = np.where(grid.free, 1 / speed, BLOCKED_SLOWNESS).ravel()
         self._distance_m = distance_fields(grid.free, cells, grid.resolution_m)
@@ -133,14 +135,14 @@ class Planner:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Points (N, num_steps + 1, 2) of the trace, and the effort (N, num_steps + 1) at each."""
         cells = self.grid.nearest_free.ravel()[self.grid.flat(positions)]
-        base = goal * self.grid.free.size
+        base = self._field_index[goal] * self.grid.free.size
         trail = np.empty((len(cells), num_steps + 1), dtype=np.int64)
         trail[:, 0] = cells
         field, rows = self._effort_m.ravel(), np.arange(len(cells))
         for step in range(1, num_steps + 1):
             options = cells[:, None] + self._offsets  # (N, 24)
             # A step from the border could leave the goal's own field; free cells are never there.
-            there = field.take(base[:, None] + options, mode='clip')
+            there = field.take(base[:, None] + options, mode="clip")
             choice = (there + self._offset_cost).argmin(axis=1)
             improves = there[rows, choice] < field[base + cells]
             cells = np.where(improves, options[rows, choice], cells)
@@ -154,7 +156,7 @@ class Planner:
         if goal_index is not None:
             return np.asarray(goal_index)
         if len(poses) != len(self.goals):
-            raise ValueError(f'{len(poses)} poses for {len(self.goals)} goals: pass goal_index')
+            raise ValueError(f"{len(poses)} poses for {len(self.goals)} goals: pass goal_index")
         return np.arange(len(self.goals))
 
     def _interpolate(self, field: np.ndarray, points: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -165,7 +167,7 @@ class Planner:
         part = np.clip(scaled - lower, 0, 1)
         corner = lower[:, 0] * grid.shape[1] + lower[:, 1]
         corners = corner[:, None] + np.array([0, 1, grid.shape[1], grid.shape[1] + 1])
-        base = goal[:, None] * grid.free.size
+        base = self._field_index[goal][:, None] * grid.free.size
         values = field.ravel()[base + grid.nearest_free.ravel()[corners]] + self._to_free_m[corners]
         x, y = part[:, 0], part[:, 1]
         weights = np.stack([(1 - x) * (1 - y), (1 - x) * y, x * (1 - y), x * y], axis=-1)
