@@ -49,6 +49,15 @@ def _read_language(path: Path) -> LanguageConfig:
         )
     if data.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"{path}: hidden_act is {data['hidden_act']!r}; 'silu' is supported")
+    if data.get("use_sliding_window"):
+        raise CheckpointError(
+            f"{path}: sliding window attention is on; full attention is supported"
+        )
+    if data.get("quantization_config"):
+        method = data["quantization_config"].get("quant_method", "an unnamed method")
+        raise CheckpointError(
+            f"{path}: weights are quantized by {method}; use the float checkpoint"
+        )
     heads = _require(data, "num_attention_heads", path)
     hidden_size = _require(data, "hidden_size", path)
     max_positions = _require(data, "max_position_embeddings", path)

@@ -164,7 +164,9 @@ class LanguageStack(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Not drawn at random here: on the meta device that alone would import for seconds.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(
             LanguageLayer(config, layer) for layer in range(config.num_hidden_layers)
         )

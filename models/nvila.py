@@ -18,6 +18,8 @@ from nvila_ros.models.vision import VisionTower
 class Nvila(nn.Module):
     """Vision tower, projector and decoder, with the released parameter names under three roots.
 
+    Weights come from `weights.load` or `from_scratch`; a bare `Nvila(config)` is not initialised.
+
     `media_token_ids` stand for a block of features in a sequence, `newline_token_ids` are the
     tokenised "\\n" whose embedding ends each block. Both come from the tokenizer (`connect`).
     """

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +21,9 @@ class VisionEmbeddings(nn.Module):
             kernel_size=config.patch_size,
             stride=config.patch_size,
         )
-        self.position_embedding = nn.Embedding(config.grid_side**2, config.hidden_size)
+        # Not drawn at random here: on the meta device that alone would import for seconds.
+        table = torch.empty(config.grid_side**2, config.hidden_size)
+        self.position_embedding = nn.Embedding.from_pretrained(table, freeze=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) -> (F, P, D)."""

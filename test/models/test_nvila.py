@@ -68,6 +68,20 @@ def test_the_forward_is_one_graph(make_config):
     assert torch.equal(read(features), model(features))
 
 
+def test_mixed_precision_stays_near_float32(make_config):
+    model = Nvila.from_scratch(make_config(), std=0.1)
+    pixels, text = torch.rand(2, 3, 40, 40), torch.randn(2, 5, 32)
+
+    def read():
+        return model.logits(model(torch.cat((model.encode_frames(pixels), text), dim=1)))
+
+    expected = read()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = read()
+    mixed.float().sum().backward()
+    assert (mixed.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
 def test_gradients_reach_every_part(tiny_model):
     features = tiny_model.encode_frames(torch.rand(2, 3, 40, 40))
     tiny_model.logits(tiny_model(features.flatten(0, 1)[None])).square().mean().backward()

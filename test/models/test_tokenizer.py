@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, InstructionError
+from nvila_ros.models.prompt import navigation_prompt, user_prompt
 from nvila_ros.models.tokenizer import Tokenizer
+from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
 RELEASED = Path(__file__).parents[1] / "data" / "conformance" / "lite" / "llm"
 TEXTS = [
@@ -22,6 +26,11 @@ TEXTS = [
 def folder(tmp_path):
     shutil.copytree(RELEASED, tmp_path / "llm")
     return tmp_path / "llm"
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return Tokenizer.load(RELEASED), build_nano_tokenizer(["go"])
 
 
 def edit_settings(folder, **changes):
@@ -58,6 +67,22 @@ def test_decoding_drops_special_tokens(folder):
     ids = tokenizer.encode("<|im_start|>hi there<|im_end|>")
     assert tokenizer.decode(ids) == "hi there"
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>hi there<|im_end|>"
+
+
+PIECES = ["<", "|", "image", ">", "im_end", "vila/video", "[PAD]", "\n", " ", "go", "é", "ﬁ", "≮"]
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.characters()), max_size=30).map("".join))
+def test_no_accepted_instruction_adds_a_special_token(tokenizers, text):
+    for tokenizer in tokenizers:
+        special = {tokenizer.id(token) for token in tokenizer.special_tokens}
+        plain = tokenizer.encode(user_prompt(navigation_prompt("go")))
+        try:
+            prompt = navigation_prompt(text, forbidden_tokens=tokenizer.special_tokens)
+        except InstructionError:
+            continue
+        ids = tokenizer.encode(user_prompt(prompt))
+        assert [i for i in ids if i in special] == [i for i in plain if i in special]
 
 
 def test_a_token_list_of_another_checkpoint_is_refused(folder):

@@ -177,6 +177,8 @@ def test_no_folder_at_all(tmp_path):
         ("llm/config.json", "model_type", "mamba"),
         ("llm/config.json", "hidden_size", None),
         ("llm/config.json", "rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("llm/config.json", "use_sliding_window", True),
+        ("llm/config.json", "quantization_config", {"quant_method": "awq"}),
         ("vision_tower/config.json", "patch_size", None),
         ("mm_projector/config.json", "mm_projector_type", None),
     ],
