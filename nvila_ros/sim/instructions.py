@@ -238,10 +238,14 @@ def _door_name(door: Door) -> str:
 
 
 def _vocabulary() -> frozenset[str]:
-    templates = (
-        *TURN_TEXTS, *TURN_AROUND_TEXTS, *TURN_AT_TEXTS, *DOOR_TEXTS, *PASS_TEXTS, *GOAL_TEXTS, *FAR_GOAL_TEXTS,
-        *CONNECTORS, *COLOURS, *CATEGORIES, *ROOM_KINDS, *DOOR_NOUNS.values(), "left", "right",
-    )  # fmt: skip
+    templates = [
+        *(TURN_TEXTS + TURN_AROUND_TEXTS + TURN_AT_TEXTS + DOOR_TEXTS + PASS_TEXTS),
+        *(GOAL_TEXTS + FAR_GOAL_TEXTS + ROOM_KINDS + ("left", "right")),
+        *CONNECTORS,
+        *COLOURS,
+        *CATEGORIES,
+        *DOOR_NOUNS.values(),
+    ]
     words = re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", " ".join(templates).lower()))
     return frozenset(words)
 
