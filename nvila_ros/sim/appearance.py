@@ -6,6 +6,7 @@ from __future__ import annotations
 import colorsys
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,7 @@ class Appearance:
         return cls(
             seed=int(rng.integers(2**31)),
             light_intensity=float(rng.uniform(0.82, 1.12)),
-            light_rgb=tuple(float(value) for value in rng.uniform(0.96, 1.04, 3)),
+            light_rgb=_rgb(rng.uniform(0.96, 1.04, 3)),
             ambient_share=float(rng.uniform(0.45, 0.65)),
             light_azimuth_rad=float(rng.uniform(-math.pi, math.pi)),
             tint_jitter=1.0,
@@ -55,7 +56,7 @@ class Appearance:
     def tint(self, rgb: RGB, key: str) -> RGB:
         """The colour of one thing: shifted a little, the same way for the same key."""
         if self.tint_jitter == 0:
-            return tuple(float(value) for value in rgb)
+            return _rgb(rgb)
         rng = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
         hue_shift, saturation_gain, value_gain = self.tint_jitter * rng.uniform(
             [-0.012, -0.10, -0.12], [0.012, 0.06, 0.10]
@@ -69,14 +70,19 @@ class Appearance:
 
     def wall_texture(self, room: Room) -> str:
         """The room's own texture, or another when retexturing."""
-        return self._choose(room.wall_texture, WALL_TEXTURES, room.id, 'wall')
+        return self._choose(room.wall_texture, WALL_TEXTURES, room.id, "wall")
 
     def floor_texture(self, room: Room) -> str:
         """The room's own texture, or another when retexturing."""
-        return self._choose(room.floor_texture, FLOOR_TEXTURES, room.id, 'floor')
+        return self._choose(room.floor_texture, FLOOR_TEXTURES, room.id, "floor")
 
     def _choose(self, own: str, choices: tuple[str, ...], room_id: int, what: str) -> str:
         if not self.retexture:
             return own
         rng = np.random.default_rng([self.seed, room_id, zlib.crc32(what.encode())])
         return str(rng.choice(choices))
+
+
+def _rgb(values: Sequence[float] | np.ndarray) -> RGB:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

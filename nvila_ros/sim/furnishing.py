@@ -23,41 +23,41 @@ from nvila_ros.sim.scene import (
 
 # In order of importance: a room is filled from the front of its list.
 ROOM_FURNITURE: dict[str, tuple[str, ...]] = {
-    'living room': (
-        'sofa',
-        'tv stand',
-        'coffee table',
-        'armchair',
-        'bookshelf',
-        'rug',
-        'floor lamp',
-        'plant',
-        'stool',
+    "living room": (
+        "sofa",
+        "tv stand",
+        "coffee table",
+        "armchair",
+        "bookshelf",
+        "rug",
+        "floor lamp",
+        "plant",
+        "stool",
     ),
-    'bedroom': ('bed', 'wardrobe', 'nightstand', 'desk', 'rug', 'floor lamp', 'plant', 'chair'),
-    'kitchen': (
-        'fridge',
-        'stove',
-        'kitchen counter',
-        'dining table',
-        'chair',
-        'chair',
-        'trash bin',
-        'stool',
+    "bedroom": ("bed", "wardrobe", "nightstand", "desk", "rug", "floor lamp", "plant", "chair"),
+    "kitchen": (
+        "fridge",
+        "stove",
+        "kitchen counter",
+        "dining table",
+        "chair",
+        "chair",
+        "trash bin",
+        "stool",
     ),
-    'bathroom': ('bathtub', 'toilet', 'sink', 'washing machine', 'trash bin', 'stool'),
-    'office': ('desk', 'chair', 'bookshelf', 'armchair', 'plant', 'box', 'trash bin'),
-    'dining room': ('dining table', 'chair', 'chair', 'plant', 'bookshelf', 'floor lamp', 'stool'),
+    "bathroom": ("bathtub", "toilet", "sink", "washing machine", "trash bin", "stool"),
+    "office": ("desk", "chair", "bookshelf", "armchair", "plant", "box", "trash bin"),
+    "dining room": ("dining table", "chair", "chair", "plant", "bookshelf", "floor lamp", "stool"),
 }
 EXTRA_FURNITURE = (
-    'box',
-    'plant',
-    'stool',
-    'trash bin',
-    'floor lamp',
-    'chair',
-    'armchair',
-    'nightstand',
+    "box",
+    "plant",
+    "stool",
+    "trash bin",
+    "floor lamp",
+    "chair",
+    "armchair",
+    "nightstand",
 )
 
 _NUM_CANDIDATES = 48  # places tried at once for each piece
@@ -101,7 +101,7 @@ class _Furnisher:
         self._used: set[tuple[str, str]] = set()
         zones = []
         for door in doors:
-            half = (0.75, 1.10) if door.axis == 'x' else (1.10, 0.75)
+            half = (0.75, 1.10) if door.axis == "x" else (1.10, 0.75)
             zones.append(rectangle_corners(door.x_m, door.y_m, 0.0, *half))
             leaf = door_leaf(door)
             if leaf is not None:
@@ -126,7 +126,7 @@ class _Furnisher:
     def _place(self, room: Room, name: str) -> None:
         rng, category = self._rng, CATEGORIES[name]
         width = category.width_m
-        if name in ('bookshelf', 'tv stand', 'kitchen counter'):
+        if name in ("bookshelf", "tv stand", "kitchen counter"):
             width *= rng.uniform(0.85, 1.15)
         width = round(width, 3)
         poses = _candidates(rng, room, category.placement, category.depth_m, width, name)
@@ -157,9 +157,9 @@ class _Furnisher:
         self._furniture.append(piece)
         self._used.add((colour, name))
         if piece.solid:
-            margin = 0.30 if category.placement == 'centre' else 0.06
+            margin = 0.30 if category.placement == "centre" else 0.06
             self._taken[room.id].append(piece.corners(margin))
-            if category.placement != 'centre':
+            if category.placement != "centre":
                 front = _front_zones(np.array([[x, y, yaw]]), category.depth_m)[0]
                 self._fronts[room.id].append(front)
 
@@ -183,14 +183,14 @@ class _Furnisher:
         zones = self._door_zones + self._taken[room.id] + self._fronts[room.id]
         if zones:
             good &= ~rectangles_overlap(outlines, np.array(zones)).any(1)
-        if placement != 'centre' and self._taken[room.id]:
+        if placement != "centre" and self._taken[room.id]:
             fronts = _front_zones(poses, depth_m)
             good &= ~rectangles_overlap(fronts, np.array(self._taken[room.id])).any(1)
         return good
 
     def _colour(self, name: str) -> str:
         """Random, but not a second piece of the same colour and category while colours last."""
-        excluded = ('green', 'black') if name == 'plant' else ()
+        excluded = ("green", "black") if name == "plant" else ()
         free = [
             colour
             for colour in COLOURS
@@ -206,7 +206,7 @@ def _candidates(
     num = _NUM_CANDIDATES
     x0, y0, x1, y1 = room.x_min_m, room.y_min_m, room.x_max_m, room.y_max_m
     gap = _WALL_GAP_M + depth_m / 2
-    if placement == 'wall':
+    if placement == "wall":
         side, share = rng.integers(4, size=num), rng.random(num)
         inset = width_m / 2 + _WALL_GAP_M
         x_along = x0 + inset + share * (x1 - x0 - 2 * inset)
@@ -215,21 +215,21 @@ def _candidates(
         y = np.choose(side, [np.full(num, y0 + gap), y_along, np.full(num, y1 - gap), y_along])
         yaw = np.array([math.pi / 2, math.pi, -math.pi / 2, 0.0])[side]
         return np.stack([x, y, yaw], 1)
-    if placement == 'corner':
+    if placement == "corner":
         poses = []
         for right, top in rng.permutation([(0, 0), (0, 1), (1, 0), (1, 1)]):
-            x = x1 - gap - 0.05 if right else x0 + gap + 0.05
-            y = y1 - gap - 0.05 if top else y0 + gap + 0.05
+            corner_x = x1 - gap - 0.05 if right else x0 + gap + 0.05
+            corner_y = y1 - gap - 0.05 if top else y0 + gap + 0.05
             along_x = rng.random() < 0.5
-            yaw = math.pi * right if along_x else math.pi / 2 * (1 - 2 * top)
-            poses.append((x, y, yaw))
-        along_walls = _candidates(rng, room, 'wall', depth_m, width_m, name)
+            facing_rad = math.pi * right if along_x else math.pi / 2 * (1 - 2 * top)
+            poses.append((corner_x, corner_y, facing_rad))
+        along_walls = _candidates(rng, room, "wall", depth_m, width_m, name)
         return np.concatenate([poses, along_walls])
     inset = 0.9
     x = rng.uniform(x0 + inset, max(x1 - inset, x0 + inset + 0.01), num)
     y = rng.uniform(y0 + inset, max(y1 - inset, y0 + inset + 0.01), num)
     yaw = rng.integers(4, size=num) * math.pi / 2
-    if name in ('chair', 'stool'):
+    if name in ("chair", "stool"):
         yaw = yaw + rng.uniform(-0.25, 0.25, num)
     return np.stack([x, y, yaw], 1)
 

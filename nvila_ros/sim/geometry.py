@@ -63,17 +63,17 @@ class WallSide:
     def point(self, along_m: float, across_m: float = 0.0) -> tuple[float, float]:
         """(x, y) of a point given along the wall and across it (positive towards +axis)."""
         other = self.position_m + across_m
-        return (along_m, other) if self.axis == 'x' else (other, along_m)
+        return (along_m, other) if self.axis == "x" else (other, along_m)
 
 
 def wall_sides(room: Room) -> tuple[WallSide, ...]:
     """The four sides: y min, y max, x min, x max."""
     x_extent, y_extent = (room.x_min_m, room.x_max_m), (room.y_min_m, room.y_max_m)
     return (
-        WallSide(room, 'x', room.y_min_m, *x_extent, 1),
-        WallSide(room, 'x', room.y_max_m, *x_extent, -1),
-        WallSide(room, 'y', room.x_min_m, *y_extent, 1),
-        WallSide(room, 'y', room.x_max_m, *y_extent, -1),
+        WallSide(room, "x", room.y_min_m, *x_extent, 1),
+        WallSide(room, "x", room.y_max_m, *x_extent, -1),
+        WallSide(room, "y", room.x_min_m, *y_extent, 1),
+        WallSide(room, "y", room.x_max_m, *y_extent, -1),
     )
 
 
@@ -81,7 +81,7 @@ def doors_on(side: WallSide, doors: tuple[Door, ...] | list[Door]) -> list[tuple
     """Doors in this side with their position along it, in order."""
     found = []
     for door in doors:
-        along, other = (door.x_m, door.y_m) if door.axis == 'x' else (door.y_m, door.x_m)
+        along, other = (door.x_m, door.y_m) if door.axis == "x" else (door.y_m, door.x_m)
         if (
             door.axis == side.axis
             and abs(other - side.position_m) < 1e-6
@@ -95,7 +95,7 @@ def wall_spans(side: WallSide, doors: tuple[Door, ...] | list[Door]) -> list[tup
     """Full-height pieces (start, end) of a wall side: what the door holes leave."""
     spans, start = [], side.start_m
     for along, door in doors_on(side, doors):
-        if door.style != 'closed':
+        if door.style != "closed":
             spans.append((start, along - DOOR_WIDTH_M / 2))
             start = along + DOOR_WIDTH_M / 2
     spans.append((start, side.end_m))
@@ -104,12 +104,12 @@ def wall_spans(side: WallSide, doors: tuple[Door, ...] | list[Door]) -> list[tup
 
 def door_leaf(door: Door) -> Obstacle | None:
     """The open leaf, or the panel of a closed door; None for a bare frame."""
-    if door.style == 'frame':
+    if door.style == "frame":
         return None
-    if door.style == 'closed':
-        yaw = 0.0 if door.axis == 'x' else math.pi / 2
+    if door.style == "closed":
+        yaw = 0.0 if door.axis == "x" else math.pi / 2
         return Obstacle(
-            'door',
+            "door",
             door.key,
             door.x_m,
             door.y_m,
@@ -128,7 +128,7 @@ def door_leaf(door: Door) -> Obstacle | None:
     ) + door.across * door.swing_side * math.sin(DOOR_OPEN_ANGLE_RAD)
     centre = hinge + direction * DOOR_LEAF_LENGTH_M / 2
     return Obstacle(
-        'door',
+        "door",
         door.key,
         float(centre[0]),
         float(centre[1]),
@@ -141,16 +141,16 @@ def door_leaf(door: Door) -> Obstacle | None:
 
 def door_jambs(door: Door) -> tuple[Obstacle, ...]:
     """The two linings inside the hole of a door that can be walked through."""
-    if door.style == 'closed':
+    if door.style == "closed":
         return ()
-    yaw = 0.0 if door.axis == 'x' else math.pi / 2
+    yaw = 0.0 if door.axis == "x" else math.pi / 2
     centres = [
         np.array([door.x_m, door.y_m]) + sign * door.along * (DOOR_WIDTH_M - DOOR_JAMB_M) / 2
         for sign in (-1, 1)
     ]
     return tuple(
         Obstacle(
-            'door',
+            "door",
             door.key,
             float(x),
             float(y),
@@ -171,11 +171,11 @@ def obstacles(scene: Scene) -> list[Obstacle]:
             for start, end in wall_spans(side, scene.doors):
                 x, y = side.point((start + end) / 2)
                 wall = Obstacle(
-                    'wall',
+                    "wall",
                     None,
                     x,
                     y,
-                    0.0 if side.axis == 'x' else math.pi / 2,
+                    0.0 if side.axis == "x" else math.pi / 2,
                     (end - start) / 2,
                     WALL_THICKNESS_M / 2,
                     WALL_HEIGHT_M,
@@ -192,7 +192,7 @@ def obstacles(scene: Scene) -> list[Obstacle]:
 def furniture_obstacle(piece: Furniture) -> Obstacle:
     """The outline of a piece, whatever it is drawn with."""
     return Obstacle(
-        'furniture',
+        "furniture",
         piece.key,
         piece.x_m,
         piece.y_m,
@@ -274,7 +274,7 @@ def cast_rays(origin: np.ndarray, directions: np.ndarray, rectangles: np.ndarray
         ]
     )  # (2, R, N)
     half = np.stack([half_depth, half_width])[:, None]
-    with np.errstate(divide='ignore', invalid='ignore'):
+    with np.errstate(divide="ignore", invalid="ignore"):
         first = (-half - start[:, None]) / slope
         second = (half - start[:, None]) / slope
     # A ray parallel to a slab gives nan or infinities; nan counts as inside the slab.

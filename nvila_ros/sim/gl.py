@@ -10,20 +10,20 @@ from typing import Any
 
 from nvila_ros.errors import SystemLibraryError
 
-_BACKENDS = {'egl': 'libEGL.so.1', 'osmesa': 'libOSMesa.so.8'}
-_INSTALL = 'apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri'
+_BACKENDS = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+_INSTALL = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
 
 
 def choose_gl_backend() -> str:
     """Set MUJOCO_GL where it is unset: EGL if its library loads, else OSMesa."""
-    chosen = os.environ.get('MUJOCO_GL', '').lower()
-    if chosen or not sys.platform.startswith('linux'):
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    if chosen or not sys.platform.startswith("linux"):
         return chosen
     for name, library in _BACKENDS.items():
         if _loads(library):
-            os.environ['MUJOCO_GL'] = name
+            os.environ["MUJOCO_GL"] = name
             return name
-    return ''
+    return ""
 
 
 def _loads(library: str) -> bool:
@@ -52,12 +52,12 @@ def _new_context() -> Any:
     backend = choose_gl_backend()
     if not backend:
         raise SystemLibraryError(
-            f'neither libEGL nor libOSMesa was found, so nothing can be drawn; run: {_INSTALL}'
+            f"neither libEGL nor libOSMesa was found, so nothing can be drawn; run: {_INSTALL}"
         )
     try:
-        if backend == 'egl':
+        if backend == "egl":
             from mujoco.egl import GLContext
-        elif backend == 'osmesa':
+        elif backend == "osmesa":
             from mujoco.osmesa import GLContext
         else:
             from mujoco import GLContext
@@ -65,5 +65,5 @@ def _new_context() -> Any:
         return GLContext(64, 64)
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise SystemLibraryError(
-            f'MUJOCO_GL={backend} cannot open an OpenGL context ({error}); run: {_INSTALL}'
+            f"MUJOCO_GL={backend} cannot open an OpenGL context ({error}); run: {_INSTALL}"
         ) from error

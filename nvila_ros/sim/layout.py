@@ -15,24 +15,24 @@ from nvila_ros.sim.scene import DOOR_COLOURS, Decoration, Door, Room, Scene
 
 # Pale and weakly saturated, so that no wall competes with a door or a piece of furniture.
 WALL_COLOURS: dict[str, tuple[float, float, float]] = {
-    'white': (0.93, 0.92, 0.89),
-    'light blue': (0.75, 0.82, 0.89),
-    'light green': (0.78, 0.86, 0.76),
-    'beige': (0.88, 0.82, 0.70),
-    'light pink': (0.91, 0.82, 0.81),
-    'light gray': (0.80, 0.81, 0.83),
-    'light yellow': (0.93, 0.90, 0.76),
-    'lavender': (0.83, 0.80, 0.89),
+    "white": (0.93, 0.92, 0.89),
+    "light blue": (0.75, 0.82, 0.89),
+    "light green": (0.78, 0.86, 0.76),
+    "beige": (0.88, 0.82, 0.70),
+    "light pink": (0.91, 0.82, 0.81),
+    "light gray": (0.80, 0.81, 0.83),
+    "light yellow": (0.93, 0.90, 0.76),
+    "lavender": (0.83, 0.80, 0.89),
 }
-WALL_TEXTURES = ('plaster', 'plaster', 'stripes', 'bricks')
+WALL_TEXTURES = ("plaster", "plaster", "stripes", "bricks")
 FLOOR_TEXTURES = (
-    'planks',
-    'planks_dark',
-    'tile',
-    'tile_dark',
-    'carpet_gray',
-    'carpet_beige',
-    'checker',
+    "planks",
+    "planks_dark",
+    "tile",
+    "tile_dark",
+    "carpet_gray",
+    "carpet_beige",
+    "checker",
 )
 NUM_PICTURES = 8
 
@@ -70,7 +70,7 @@ def generate_scene(seed: int, config: SceneConfig = SceneConfig()) -> Scene:
         if doors is not None and PassageCheck(rooms, doors).passable:
             break
     else:
-        raise SceneError(f'seed {seed}: no way to connect {num_rooms} rooms; widen the ranges')
+        raise SceneError(f"seed {seed}: no way to connect {num_rooms} rooms; widen the ranges")
     num_furniture = int(rng.integers(config.min_furniture, config.max_furniture + 1))
     furniture = furnish(seed, rooms, doors, num_furniture, config.min_furniture, config.mesh_share)
     decorations = _decorations(rng, rooms, doors, width_m, height_m)
@@ -107,19 +107,19 @@ def _area(rectangle: tuple[float, float, float, float]) -> float:
 
 def _rooms(rng: np.random.Generator, rectangles: list[tuple]) -> tuple[Room, ...]:
     """Kinds without repetition: large rooms live, the bathroom takes the smallest."""
-    others = ['bedroom', 'kitchen', 'office', 'dining room']
+    others = ["bedroom", "kitchen", "office", "dining room"]
     if len(rectangles) > 3:
-        others.append('bathroom')
-    kinds = ['living room'] + [str(kind) for kind in rng.permutation(others)]
-    kinds = sorted(kinds[: len(rectangles)], key=lambda kind: kind == 'bathroom')
+        others.append("bathroom")
+    kinds = ["living room"] + [str(kind) for kind in rng.permutation(others)]
+    kinds = sorted(kinds[: len(rectangles)], key=lambda kind: kind == "bathroom")
     walls = rng.permutation(list(WALL_COLOURS))
     floors = rng.permutation(FLOOR_TEXTURES)
     rooms = []
-    for index, (kind, rectangle) in enumerate(zip(kinds, rectangles, strict=True)):
+    for index, (kind, (x0, y0, x1, y1)) in enumerate(zip(kinds, rectangles, strict=True)):
         wall = str(walls[index])
-        floor = 'tile' if kind == 'bathroom' else str(floors[index])
+        floor = "tile" if kind == "bathroom" else str(floors[index])
         texture = str(rng.choice(WALL_TEXTURES))
-        rooms.append(Room(index, kind, *rectangle, wall, WALL_COLOURS[wall], texture, floor))
+        rooms.append(Room(index, kind, x0, y0, x1, y1, wall, WALL_COLOURS[wall], texture, floor))
     return tuple(rooms)
 
 
@@ -162,7 +162,7 @@ def _doors(
         old, new = group[first.id], group[second.id]
         group = [new if member == old else member for member in group]
         x, y = side.point(_round(rng.uniform(start + _DOOR_TO_CORNER_M, end - _DOOR_TO_CORNER_M)))
-        style = 'frame' if rng.random() < config.bare_frame_probability else 'leaf'
+        style = "frame" if rng.random() < config.bare_frame_probability else "leaf"
         doors.append(
             _door(rng, len(doors), x, y, side, (first.id, second.id), colours.pop(), style)
         )
@@ -176,7 +176,7 @@ def _doors(
             continue
         side = sides[int(rng.integers(len(sides)))]
         x, y = side.point(_round(rng.uniform(side.start_m + 0.9, side.end_m - 0.9)))
-        doors.append(_door(rng, len(doors), x, y, side, (room.id,), colours.pop(), 'closed'))
+        doors.append(_door(rng, len(doors), x, y, side, (room.id,), colours.pop(), "closed"))
     return tuple(doors)
 
 
@@ -195,7 +195,7 @@ def _door(
 
 
 def _is_outer(side: WallSide, width_m: float, height_m: float) -> bool:
-    return side.position_m in (0.0, height_m if side.axis == 'x' else width_m)
+    return side.position_m in (0.0, height_m if side.axis == "x" else width_m)
 
 
 def _decorations(
@@ -222,7 +222,7 @@ def _decorations(
                 x, y = side.point(_round(free[0]))
                 decorations.append(
                     Decoration(
-                        'window' if outer else 'picture',
+                        "window" if outer else "picture",
                         x,
                         y,
                         side.axis,

@@ -47,7 +47,7 @@ class Painter:
         key = (tuple(np.round(rgb, 4)), texture_name, repeats_per_m, specular, emission)
         if key not in self._materials:
             made = self.spec.add_material(
-                name=f'material{len(self._materials)}',
+                name=f"material{len(self._materials)}",
                 rgba=[*key[0], 1],
                 specular=specular,
                 shininess=0.3,
@@ -100,7 +100,7 @@ class Painter:
         mesh: str | None = None,
     ) -> None:
         """A geom that is drawn and touches nothing."""
-        options = {'meshname': mesh} if mesh else {'size': half_size}
+        options = {"meshname": mesh} if mesh else {"size": half_size}
         body.add_geom(
             type=shape,
             pos=centre,
@@ -129,7 +129,7 @@ class Painter:
     ) -> None:
         """A slab on one face of a wall; its local z is the normal, so textures lie flat on it."""
         middle, offset = sum(along_m) / 2, across_m + side * thickness_m / 2
-        centre = (middle, offset, sum(z_m) / 2) if axis == 'x' else (offset, middle, sum(z_m) / 2)
+        centre = (middle, offset, sum(z_m) / 2) if axis == "x" else (offset, middle, sum(z_m) / 2)
         half = ((along_m[1] - along_m[0]) / 2, (z_m[1] - z_m[0]) / 2, thickness_m / 2)
         self.visible(
             body,
@@ -137,7 +137,7 @@ class Painter:
             centre,
             half,
             material,
-            quat=_QUAT_X_UP if axis == 'x' else _QUAT_Y_UP,
+            quat=_QUAT_X_UP if axis == "x" else _QUAT_Y_UP,
         )
 
     def solid_box(

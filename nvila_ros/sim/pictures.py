@@ -53,7 +53,7 @@ def _candidates(world: World, room: Room, rng: np.random.Generator) -> np.ndarra
 
 def _interest(shares: dict[str, float]) -> float:
     """Many landmarks, none of them filling the picture."""
-    landmarks = [share for key, share in shares.items() if ':' in key]
+    landmarks = [share for key, share in shares.items() if ":" in key]
     return sum(min(share, 0.08) for share in landmarks) - 2 * max([0.0, *landmarks])
 
 
@@ -63,7 +63,7 @@ def room_views(world: World, width_px: int = 640, height_px: int = 480) -> dict[
     renderer = Renderer(world, width_px, height_px, antialias=4, shadows=True)
     try:
         return {
-            f'{room.id}_{room.kind.replace(" ", "_")}': renderer.render(poses[room.id])
+            f"{room.id}_{room.kind.replace(' ', '_')}": renderer.render(poses[room.id])
             for room in world.scene.rooms
         }
     finally:
@@ -92,7 +92,7 @@ def _cut_walls(world: World, picture: np.ndarray, pixels_per_metre: int) -> np.n
         draw.polygon(outline, fill=tuple(round(255 * value) for value in rgb))
 
     for obstacle in obstacles(world.scene):
-        if obstacle.kind == 'wall':
+        if obstacle.kind == "wall":
             fill(obstacle.corners(), _CUT_WALL_RGB)
     for door in world.scene.doors:
         half = np.abs(door.along) * DOOR_WIDTH_M / 2 + np.abs(door.across) * WALL_THICKNESS_M / 2
@@ -111,10 +111,10 @@ def top_view_pixel(world: World, points: np.ndarray, pixels_per_metre: int = 60)
 def save_pictures(world: World, folder: Path) -> list[Path]:
     """Write every room view and the plan as PNG; the files in the order written."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = {**room_views(world), 'top': top_view(world)}
+    named = {**room_views(world), "top": top_view(world)}
     paths = []
     for name, picture in named.items():
-        path = folder / f'seed{world.scene.seed}_{name}.png'
+        path = folder / f"seed{world.scene.seed}_{name}.png"
         Image.fromarray(picture).save(path)
         paths.append(path)
     return paths

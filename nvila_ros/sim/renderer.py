@@ -37,8 +37,8 @@ class Renderer:
         self._rows = math.ceil(batch / self._columns)
         if self._rows * height_px > MAX_BUFFER_PX:
             raise SceneError(
-                f'a batch of {batch} views of {width_px}x{height_px} px exceeds the buffer; '
-                'lower batch: render_batch splits longer lists by itself'
+                f"a batch of {batch} views of {width_px}x{height_px} px exceeds the buffer; "
+                "lower batch: render_batch splits longer lists by itself"
             )
         self._capacity = self._columns * self._rows
         self._shadows = shadows
@@ -61,7 +61,7 @@ class Renderer:
         self._centre = world.data.geom_xpos[:, :2].copy()
         self._radius = model.geom_rbound.copy()
         self._room_light = np.array(
-            [model.light(i).name.startswith('room') for i in range(model.nlight)]
+            [model.light(i).name.startswith("room") for i in range(model.nlight)]
         )
 
     def _configure(self, model: mujoco.MjModel, antialias: int) -> None:
@@ -185,7 +185,7 @@ class Renderer:
 
     def _begin(self) -> None:
         if self._context is None:
-            raise SceneError('the renderer is closed; make a new one')
+            raise SceneError("the renderer is closed; make a new one")
         gl.current_context()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         model = self.world.model

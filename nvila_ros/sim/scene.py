@@ -27,21 +27,21 @@ DOOR_OPEN_ANGLE_RAD = math.radians(100)  # a little past the perpendicular: the 
 
 # Names a person would use, far apart in hue or lightness so that light cannot swap two of them.
 COLOURS: dict[str, tuple[float, float, float]] = {
-    'red': (0.80, 0.07, 0.08),
-    'orange': (1.00, 0.46, 0.02),
-    'yellow': (0.98, 0.86, 0.10),
-    'green': (0.10, 0.56, 0.15),
-    'cyan': (0.10, 0.78, 0.82),
-    'blue': (0.08, 0.22, 0.82),
-    'purple': (0.48, 0.14, 0.70),
-    'pink': (1.00, 0.50, 0.72),
-    'brown': (0.38, 0.20, 0.08),
-    'white': (0.96, 0.96, 0.95),
-    'gray': (0.50, 0.51, 0.53),
-    'black': (0.06, 0.06, 0.07),
+    "red": (0.80, 0.07, 0.08),
+    "orange": (1.00, 0.46, 0.02),
+    "yellow": (0.98, 0.86, 0.10),
+    "green": (0.10, 0.56, 0.15),
+    "cyan": (0.10, 0.78, 0.82),
+    "blue": (0.08, 0.22, 0.82),
+    "purple": (0.48, 0.14, 0.70),
+    "pink": (1.00, 0.50, 0.72),
+    "brown": (0.38, 0.20, 0.08),
+    "white": (0.96, 0.96, 0.95),
+    "gray": (0.50, 0.51, 0.53),
+    "black": (0.06, 0.06, 0.07),
 }
 # White and gray would be lost between the pale walls.
-DOOR_COLOURS = tuple(name for name in COLOURS if name not in ('white', 'gray'))
+DOOR_COLOURS = tuple(name for name in COLOURS if name not in ("white", "gray"))
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,33 @@ class Category:
 
 
 CATEGORIES: dict[str, Category] = {
-    'sofa': Category(0.85, 1.90, 0.80, 'wall'),
-    'armchair': Category(0.80, 0.82, 0.85, 'wall'),
-    'coffee table': Category(0.55, 1.00, 0.42, 'centre'),
-    'tv stand': Category(0.42, 1.40, 1.15, 'wall'),
-    'bookshelf': Category(0.32, 0.95, 1.85, 'wall'),
-    'floor lamp': Category(0.40, 0.40, 1.60, 'corner'),
-    'plant': Category(0.50, 0.50, 1.25, 'corner'),
-    'bed': Category(2.00, 1.50, 0.95, 'wall'),
-    'nightstand': Category(0.42, 0.48, 0.82, 'wall'),
-    'wardrobe': Category(0.58, 1.20, 2.00, 'wall'),
-    'desk': Category(0.62, 1.30, 1.15, 'wall'),
-    'chair': Category(0.48, 0.46, 0.92, 'centre'),
-    'fridge': Category(0.68, 0.70, 1.80, 'wall'),
-    'stove': Category(0.60, 0.64, 0.95, 'wall'),
-    'kitchen counter': Category(0.60, 1.60, 0.92, 'wall'),
-    'dining table': Category(0.85, 1.40, 0.75, 'centre'),
-    'toilet': Category(0.68, 0.44, 0.80, 'wall'),
-    'sink': Category(0.48, 0.62, 1.65, 'wall'),
-    'bathtub': Category(0.75, 1.60, 0.58, 'wall'),
-    'washing machine': Category(0.60, 0.62, 0.88, 'wall'),
-    'trash bin': Category(0.34, 0.34, 0.55, 'corner'),
-    'box': Category(0.48, 0.48, 0.42, 'corner'),
-    'rug': Category(1.50, 2.10, 0.02, 'centre', solid=False),
-    'stool': Category(0.38, 0.38, 0.52, 'centre'),
+    "sofa": Category(0.85, 1.90, 0.80, "wall"),
+    "armchair": Category(0.80, 0.82, 0.85, "wall"),
+    "coffee table": Category(0.55, 1.00, 0.42, "centre"),
+    "tv stand": Category(0.42, 1.40, 1.15, "wall"),
+    "bookshelf": Category(0.32, 0.95, 1.85, "wall"),
+    "floor lamp": Category(0.40, 0.40, 1.60, "corner"),
+    "plant": Category(0.50, 0.50, 1.25, "corner"),
+    "bed": Category(2.00, 1.50, 0.95, "wall"),
+    "nightstand": Category(0.42, 0.48, 0.82, "wall"),
+    "wardrobe": Category(0.58, 1.20, 2.00, "wall"),
+    "desk": Category(0.62, 1.30, 1.15, "wall"),
+    "chair": Category(0.48, 0.46, 0.92, "centre"),
+    "fridge": Category(0.68, 0.70, 1.80, "wall"),
+    "stove": Category(0.60, 0.64, 0.95, "wall"),
+    "kitchen counter": Category(0.60, 1.60, 0.92, "wall"),
+    "dining table": Category(0.85, 1.40, 0.75, "centre"),
+    "toilet": Category(0.68, 0.44, 0.80, "wall"),
+    "sink": Category(0.48, 0.62, 1.65, "wall"),
+    "bathtub": Category(0.75, 1.60, 0.58, "wall"),
+    "washing machine": Category(0.60, 0.62, 0.88, "wall"),
+    "trash bin": Category(0.34, 0.34, 0.55, "corner"),
+    "box": Category(0.48, 0.48, 0.42, "corner"),
+    "rug": Category(1.50, 2.10, 0.02, "centre", solid=False),
+    "stool": Category(0.38, 0.38, 0.52, "centre"),
 }
 
-ROOM_KINDS = ('living room', 'bedroom', 'kitchen', 'bathroom', 'office', 'dining room')
+ROOM_KINDS = ("living room", "bedroom", "kitchen", "bathroom", "office", "dining room")
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,17 @@ class Door:
     @property
     def key(self) -> str:
         """The landmark key."""
-        return f'door:{self.id}'
+        return f"door:{self.id}"
 
     @property
     def along(self) -> np.ndarray:
         """(2,) unit vector along the wall."""
-        return np.array([1.0, 0.0]) if self.axis == 'x' else np.array([0.0, 1.0])
+        return np.array([1.0, 0.0]) if self.axis == "x" else np.array([0.0, 1.0])
 
     @property
     def across(self) -> np.ndarray:
         """(2,) unit vector through the doorway, towards +y (axis 'x') or +x (axis 'y')."""
-        return np.array([0.0, 1.0]) if self.axis == 'x' else np.array([1.0, 0.0])
+        return np.array([0.0, 1.0]) if self.axis == "x" else np.array([1.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Furniture:
     @property
     def key(self) -> str:
         """The landmark key."""
-        return f'furniture:{self.id}'
+        return f"furniture:{self.id}"
 
     @property
     def front(self) -> np.ndarray:
@@ -211,7 +211,7 @@ class Scene:
     @property
     def digest(self) -> str:
         """Hex sha256 of the canonical JSON: equal scenes have equal digests on every machine."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(',', ':'))
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -221,14 +221,14 @@ class Scene:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scene:
         """The inverse of `to_json`; raises SceneError on anything malformed."""
-        parts = {'rooms': Room, 'doors': Door, 'furniture': Furniture, 'decorations': Decoration}
+        parts = {"rooms": Room, "doors": Door, "furniture": Furniture, "decorations": Decoration}
         try:
             fields = dict(data)
             for name, part in parts.items():
                 fields[name] = tuple(part(**_with_tuples(item)) for item in fields[name])
             scene = cls(**fields)
         except (TypeError, KeyError, ValueError) as error:
-            raise SceneError(f'malformed scene ({error}); write it with Scene.to_json') from error
+            raise SceneError(f"malformed scene ({error}); write it with Scene.to_json") from error
         _check_words(scene)
         return scene
 
@@ -251,7 +251,7 @@ def _with_tuples(item: dict[str, Any]) -> dict[str, Any]:
 def _check_words(scene: Scene) -> None:
     for piece in scene.furniture:
         if piece.category not in CATEGORIES or piece.colour not in COLOURS:
-            raise SceneError(f'unknown {piece.colour!r} {piece.category!r} in {piece.key}')
+            raise SceneError(f"unknown {piece.colour!r} {piece.category!r} in {piece.key}")
     for door in scene.doors:
-        if door.colour not in COLOURS or door.axis not in ('x', 'y'):
-            raise SceneError(f'unknown colour {door.colour!r} or axis {door.axis!r} in {door.key}')
+        if door.colour not in COLOURS or door.axis not in ("x", "y"):
+            raise SceneError(f"unknown colour {door.colour!r} or axis {door.axis!r} in {door.key}")

@@ -27,13 +27,13 @@ import mujoco  # isort: skip
 _HALF_WALL_M = WALL_THICKNESS_M / 2
 _TRIM_RGB = (0.95, 0.95, 0.94)  # skirting boards and window frames
 _ARCHITRAVE_M = 0.12  # visible width of the coloured frame around a door hole
-_FLOOR_REPEATS_PER_M = {'planks': 0.8, 'tile': 0.9, 'checker': 0.9, 'carpet': 1.2}
+_FLOOR_REPEATS_PER_M = {"planks": 0.8, "tile": 0.9, "checker": 0.9, "carpet": 1.2}
 
 
 def build_structure(painter: Painter, scene: Scene, appearance: Appearance) -> None:
     """Bodies 'floor', 'wall', 'ceiling', 'other' and one per door."""
     floor, wall, ceiling, other = (
-        painter.body(name) for name in ('floor', 'wall', 'ceiling', 'other')
+        painter.body(name) for name in ("floor", "wall", "ceiling", "other")
     )
     ceiling_material = painter.material((0.93, 0.93, 0.91), specular=0.0, emission=0.25)
     lamp_material = painter.material((1.0, 1.0, 0.95), emission=0.8)
@@ -41,8 +41,8 @@ def build_structure(painter: Painter, scene: Scene, appearance: Appearance) -> N
         x, y = room.centre
         half_x, half_y = (room.x_max_m - room.x_min_m) / 2, (room.y_max_m - room.y_min_m) / 2
         texture = appearance.floor_texture(room)
-        rgb = appearance.tint((0.97, 0.97, 0.97), f'floor:{room.id}')
-        material = painter.material(rgb, texture, _FLOOR_REPEATS_PER_M[texture.split('_')[0]], 0.05)
+        rgb = appearance.tint((0.97, 0.97, 0.97), f"floor:{room.id}")
+        material = painter.material(rgb, texture, _FLOOR_REPEATS_PER_M[texture.split("_")[0]], 0.05)
         painter.box(floor, (x, y, -0.02), (half_x, half_y, 0.02), material)
         painter.box(
             ceiling,
@@ -67,7 +67,7 @@ def build_structure(painter: Painter, scene: Scene, appearance: Appearance) -> N
     for door in scene.doors:
         _build_door(painter, bodies[door.key], door, appearance)
     for obstacle in obstacles(scene):
-        if obstacle.kind != 'furniture':
+        if obstacle.kind != "furniture":
             painter.solid_box(
                 bodies[obstacle.key] if obstacle.key else wall,
                 obstacle.x_m,
@@ -83,7 +83,7 @@ def _build_side(
     painter: Painter, wall, side: WallSide, scene: Scene, appearance: Appearance
 ) -> None:
     """Half of a wall's thickness, in the room's colour, with a skirting board."""
-    rgb = appearance.tint(side.room.wall_rgb, f'wall:{side.room.id}')
+    rgb = appearance.tint(side.room.wall_rgb, f"wall:{side.room.id}")
     material = painter.material(rgb, appearance.wall_texture(side.room), 0.8, 0.03)
     trim = painter.material(_TRIM_RGB, specular=0.05)
     for start, end in wall_spans(side, scene.doors):
@@ -108,7 +108,7 @@ def _build_side(
             trim,
         )
     for along, door in doors_on(side, scene.doors):
-        if door.style != 'closed':
+        if door.style != "closed":
             hole = (along - DOOR_WIDTH_M / 2, along + DOOR_WIDTH_M / 2)
             painter.plate(
                 wall,
@@ -125,7 +125,7 @@ def _build_side(
 def _build_decoration(painter: Painter, body, decoration: Decoration) -> None:
     axis, side = decoration.axis, decoration.side
     along, across = (
-        (decoration.x_m, decoration.y_m) if axis == 'x' else (decoration.y_m, decoration.x_m)
+        (decoration.x_m, decoration.y_m) if axis == "x" else (decoration.y_m, decoration.x_m)
     )
 
     def plate(
@@ -142,10 +142,10 @@ def _build_decoration(painter: Painter, body, decoration: Decoration) -> None:
             material,
         )
 
-    if decoration.kind == 'window':
+    if decoration.kind == "window":
         trim = painter.material(_TRIM_RGB, specular=0.05)
         plate(0.66, (0.94, 2.16), 0.0, 0.02, trim)
-        plate(0.60, (1.00, 2.10), 0.012, 0.014, painter.material((1, 1, 1), 'window', emission=0.4))
+        plate(0.60, (1.00, 2.10), 0.012, 0.014, painter.material((1, 1, 1), "window", emission=0.4))
         plate(0.02, (1.00, 2.10), 0.02, 0.018, trim)
     else:
         plate(0.42, (1.14, 1.86), 0.0, 0.025, painter.material((0.16, 0.14, 0.13)))
@@ -154,7 +154,7 @@ def _build_decoration(painter: Painter, body, decoration: Decoration) -> None:
             (1.19, 1.81),
             0.02,
             0.012,
-            painter.material((1, 1, 1), f'picture{decoration.variant}'),
+            painter.material((1, 1, 1), f"picture{decoration.variant}"),
         )
 
 
@@ -178,7 +178,7 @@ def _build_door(painter: Painter, body, door: Door, appearance: Appearance) -> N
         centre = (*(np.array([door.x_m, door.y_m]) + along * door.along + across * door.across), z)
         half = (
             (half_along, half_thickness, half_z)
-            if door.axis == 'x'
+            if door.axis == "x"
             else (half_thickness, half_along, half_z)
         )
         painter.box(body, centre, half, material)
@@ -196,7 +196,7 @@ def _build_door(painter: Painter, body, door: Door, appearance: Appearance) -> N
         half_across - 0.002,
         frame,
     )
-    if door.style != 'closed':
+    if door.style != "closed":
         place(0, 0, 0.004, inner, 0.004, half_across - 0.004, frame)
     _build_leaf(painter, body, door, rgb)
 
@@ -205,7 +205,7 @@ def _build_leaf(painter: Painter, body, door: Door, rgb: tuple[float, float, flo
     leaf = door_leaf(door)
     if leaf is None:
         return
-    panel = painter.material(rgb, 'wood', 1.0)
+    panel = painter.material(rgb, "wood", 1.0)
     inset = painter.material(np.asarray(rgb) * 0.84)
     brass = painter.material((0.80, 0.75, 0.50), specular=0.6)
     # Upright slab whose local z is its normal, so that the wood texture lies on the faces.
@@ -214,7 +214,7 @@ def _build_leaf(painter: Painter, body, door: Door, rgb: tuple[float, float, flo
     mujoco.mju_mulQuat(quat, yaw_quat, np.array([math.sqrt(0.5), math.sqrt(0.5), 0, 0]))
     box, sphere = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE
     # A closed door fills the hole; an open leaf clears the floor and stays below the frame.
-    half_z = (DOOR_HEIGHT_M - (0.01 if door.style == 'closed' else 0.05)) / 2
+    half_z = (DOOR_HEIGHT_M - (0.01 if door.style == "closed" else 0.05)) / 2
     centre = np.array([leaf.x_m, leaf.y_m])
     painter.visible(
         body,

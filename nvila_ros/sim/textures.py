@@ -16,7 +16,7 @@ TEXTURE_SIZE_PX = 128  # tiles repeat about every metre: finer detail is lost at
 def texture(name: str) -> np.ndarray:
     """(S, S, 3) uint8; an index at the end of the name ('picture3') makes a variant."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    kind = name.rstrip('0123456789')
+    kind = name.rstrip("0123456789")
     picture = (np.clip(_MAKERS[kind](rng), 0, 1) * 255).astype(np.uint8)
     picture.setflags(write=False)
     return picture
@@ -157,20 +157,20 @@ def _window(rng: np.random.Generator) -> np.ndarray:
 
 
 _MAKERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    'planks': _planks((0.66, 0.50, 0.33)),
-    'planks_dark': _planks((0.42, 0.29, 0.20)),
-    'tile': _tiles((0.82, 0.82, 0.80)),
-    'tile_dark': _tiles((0.45, 0.49, 0.53)),
-    'checker': _checker,
-    'carpet_gray': _carpet((0.54, 0.54, 0.57)),
-    'carpet_beige': _carpet((0.73, 0.65, 0.53)),
-    'plaster': _plaster,
-    'stripes': _stripes,
-    'bricks': _bricks,
-    'wood': _wood,
-    'fabric': _fabric,
-    'rug': _rug,
-    'picture': _picture,
-    'books': _books,
-    'window': _window,
+    "planks": _planks((0.66, 0.50, 0.33)),
+    "planks_dark": _planks((0.42, 0.29, 0.20)),
+    "tile": _tiles((0.82, 0.82, 0.80)),
+    "tile_dark": _tiles((0.45, 0.49, 0.53)),
+    "checker": _checker,
+    "carpet_gray": _carpet((0.54, 0.54, 0.57)),
+    "carpet_beige": _carpet((0.73, 0.65, 0.53)),
+    "plaster": _plaster,
+    "stripes": _stripes,
+    "bricks": _bricks,
+    "wood": _wood,
+    "fabric": _fabric,
+    "rug": _rug,
+    "picture": _picture,
+    "books": _books,
+    "window": _window,
 }

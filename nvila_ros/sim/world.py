@@ -23,7 +23,7 @@ LIDAR_RANGE_M = 12.0
 _TIMESTEP_S = 0.02  # at most
 _LINEAR_GAIN, _ANGULAR_GAIN = 400.0, 40.0  # velocity servos, stiff for a 20 kg base
 NEUTRAL = Appearance.default()
-STRUCTURE_LANDMARKS = ('other', 'floor', 'wall', 'ceiling')
+STRUCTURE_LANDMARKS = ("other", "floor", "wall", "ceiling")
 
 
 class World:
@@ -125,7 +125,7 @@ def _light(spec: mujoco.MjSpec, scene: Scene, appearance: Appearance) -> None:
         )
     for room in scene.rooms:  # lit only by renderers with shadows
         spec.worldbody.add_light(
-            name=f'room{room.id}',
+            name=f"room{room.id}",
             pos=[*room.centre, WALL_HEIGHT_M - 0.08],
             dir=[0, 0, -1],
             diffuse=0.8 * directed * rgb,
@@ -142,18 +142,18 @@ def _light(spec: mujoco.MjSpec, scene: Scene, appearance: Appearance) -> None:
 
 def _build_robot(spec: mujoco.MjSpec) -> None:
     """A disc that slides and turns, held to the commanded velocity by servos."""
-    body = spec.worldbody.add_body(name='robot')
+    body = spec.worldbody.add_body(name="robot")
     joint = mujoco.mjtJoint
     for name, kind, axis, gain in (
-        ('x', joint.mjJNT_SLIDE, (1, 0, 0), _LINEAR_GAIN),
-        ('y', joint.mjJNT_SLIDE, (0, 1, 0), _LINEAR_GAIN),
-        ('yaw', joint.mjJNT_HINGE, (0, 0, 1), _ANGULAR_GAIN),
+        ("x", joint.mjJNT_SLIDE, (1, 0, 0), _LINEAR_GAIN),
+        ("y", joint.mjJNT_SLIDE, (0, 1, 0), _LINEAR_GAIN),
+        ("yaw", joint.mjJNT_HINGE, (0, 0, 1), _ANGULAR_GAIN),
     ):
         body.add_joint(name=name, type=kind, axis=axis)
         actuator = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         actuator.set_to_velocity(kv=gain)
     body.add_geom(
-        name='base',
+        name="base",
         type=mujoco.mjtGeom.mjGEOM_CYLINDER,
         pos=[0, 0, 0.62],
         size=[ROBOT_RADIUS_M, 0.55, 0],

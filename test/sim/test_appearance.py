@@ -22,19 +22,19 @@ def test_random_looks_stay_in_the_training_range():
 def test_the_same_seed_gives_the_same_look():
     first, second = (Appearance.random(np.random.default_rng(3)) for _ in range(2))
     assert first == second
-    assert first.tint((0.5, 0.2, 0.1), 'door:0') == second.tint((0.5, 0.2, 0.1), 'door:0')
+    assert first.tint((0.5, 0.2, 0.1), "door:0") == second.tint((0.5, 0.2, 0.1), "door:0")
 
 
 def test_the_default_look_keeps_nominal_colours():
-    assert Appearance.default().tint((0.5, 0.2, 0.1), 'door:0') == (0.5, 0.2, 0.1)
+    assert Appearance.default().tint((0.5, 0.2, 0.1), "door:0") == (0.5, 0.2, 0.1)
 
 
-@pytest.mark.parametrize('name', COLOURS)
+@pytest.mark.parametrize("name", COLOURS)
 def test_a_tinted_colour_is_still_nearest_to_its_own_name(name):
     table = np.array(list(COLOURS.values()))
     for seed in range(30):
         look = Appearance.random(np.random.default_rng(seed))
-        tinted = np.array(look.tint(COLOURS[name], f'door:{seed}'))
+        tinted = np.array(look.tint(COLOURS[name], f"door:{seed}"))
         assert list(COLOURS)[int(np.argmin(np.linalg.norm(table - tinted, axis=1)))] == name
 
 

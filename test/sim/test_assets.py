@@ -16,9 +16,9 @@ FOLDER = Path(assets.__file__).parent
 
 
 def test_the_asset_file_is_small_and_credited():
-    assert (FOLDER / 'furniture.npz').stat().st_size < 15e6
-    credits = (FOLDER / 'ATTRIBUTION.md').read_text()
-    assert 'CC0' in credits
+    assert (FOLDER / "furniture.npz").stat().st_size < 15e6
+    credits = (FOLDER / "ATTRIBUTION.md").read_text()
+    assert "CC0" in credits
     assert all(name in credits for name in assets.furniture_meshes())
 
 
@@ -34,7 +34,7 @@ def test_meshes_fill_a_unit_box_and_have_a_coloured_part():
 
 
 def test_without_the_file_everything_is_drawn_from_primitives(monkeypatch):
-    monkeypatch.setattr(assets, '_PATH', FOLDER / 'missing.npz')
+    monkeypatch.setattr(assets, "_PATH", FOLDER / "missing.npz")
     assets.furniture_meshes.cache_clear()
     try:
         scene = generate_scene(2, SceneConfig(mesh_share=1.0))
@@ -47,7 +47,7 @@ def test_without_the_file_everything_is_drawn_from_primitives(monkeypatch):
 def test_an_unknown_mesh_falls_back_to_primitives():
     scene = generate_scene(2, SceneConfig(mesh_share=0.0))
     data = scene.to_json()
-    data['furniture'][0]['mesh'] = 'not in this version'
+    data["furniture"][0]["mesh"] = "not in this version"
     plain, unknown = World(scene), World(type(scene).from_json(data))
     assert plain.model.ngeom == unknown.model.ngeom
 
@@ -57,15 +57,15 @@ def test_parts_stay_near_their_outline():
         piece = Furniture(0, name, 'red', 0, 0, 0, category.depth_m, category.width_m,
                           category.height_m, 0, True)  # fmt: skip
         made = parts(piece)
-        assert any(part.colour == 'main' for part in made)
+        assert any(part.colour == "main" for part in made)
         for part in made:
-            if part.shape == 'box':
+            if part.shape == "box":
                 reach = np.abs(part.centre_m[:2]) + part.half_size_m[:2]
                 assert (reach <= np.array([category.depth_m, category.width_m]) / 2 + 0.06).all()
 
 
 def test_textures_are_repeatable_pictures():
-    for name in ('planks', 'tile_dark', 'carpet_gray', 'bricks', 'picture3', 'window', 'rug'):
+    for name in ("planks", "tile_dark", "carpet_gray", "bricks", "picture3", "window", "rug"):
         made = texture(name)
         assert made.shape == (TEXTURE_SIZE_PX, TEXTURE_SIZE_PX, 3) and made.dtype == np.uint8
         texture.cache_clear()

@@ -21,7 +21,7 @@ from nvila_ros.sim.geometry import (
 from nvila_ros.sim.layout import generate_scene
 from nvila_ros.sim.scene import Door, Room, rectangle_corners
 
-UNIT = Obstacle('wall', None, 0.0, 0.0, 0.0, 0.5, 0.5, 1.0)
+UNIT = Obstacle("wall", None, 0.0, 0.0, 0.0, 0.5, 0.5, 1.0)
 
 
 def test_rotated_squares_overlap_by_their_corners_only():
@@ -42,7 +42,7 @@ def test_distances_are_zero_inside_and_round_at_corners():
 
 
 def test_rays_hit_the_nearest_face():
-    table = rectangle_table([UNIT, Obstacle('wall', None, 3, 0, math.pi / 4, 0.5, 0.5, 1)])
+    table = rectangle_table([UNIT, Obstacle("wall", None, 3, 0, math.pi / 4, 0.5, 0.5, 1)])
     rays = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     hits = cast_rays(np.array([1.5, 0.0]), rays, table)
     assert hits == pytest.approx([3 - math.sqrt(0.5) - 1.5, 1.0, np.inf])
@@ -61,19 +61,19 @@ def test_blocked_cells_grow_by_the_margin():
 
 
 def test_a_closed_door_leaves_the_wall_whole():
-    room = Room(0, 'office', 0, 0, 4, 4, 'white', (1, 1, 1), 'plaster', 'tile')
+    room = Room(0, "office", 0, 0, 4, 4, "white", (1, 1, 1), "plaster", "tile")
     side = wall_sides(room)[0]
-    opened = Door(0, 2.0, 0.0, 'x', (0, 1), 'red', 'leaf', 1, 1)
-    closed = Door(1, 2.0, 0.0, 'x', (0,), 'red', 'closed', 1, 1)
+    opened = Door(0, 2.0, 0.0, "x", (0, 1), "red", "leaf", 1, 1)
+    closed = Door(1, 2.0, 0.0, "x", (0,), "red", "closed", 1, 1)
     assert wall_spans(side, (opened,)) == [(0, 1.5), (2.5, 4)]
     assert wall_spans(side, (closed,)) == [(0, 4)]
 
 
-@pytest.mark.parametrize('axis', ['x', 'y'])
-@pytest.mark.parametrize('swing', [-1, 1])
-@pytest.mark.parametrize('hinge', [-1, 1])
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize("swing", [-1, 1])
+@pytest.mark.parametrize("hinge", [-1, 1])
 def test_an_open_leaf_stands_on_its_side_and_clears_the_hole(axis, swing, hinge):
-    door = Door(0, 5.0, 5.0, axis, (0, 1), 'red', 'leaf', swing, hinge)
+    door = Door(0, 5.0, 5.0, axis, (0, 1), "red", "leaf", swing, hinge)
     offset = door_leaf(door).corners() - [5.0, 5.0]
     assert (offset @ door.across * swing > 0.05).all()
     assert (offset @ door.along * hinge > 0.47).all()

@@ -13,7 +13,7 @@ from nvila_ros.sim.scene import CATEGORIES, COLOURS, ROOM_KINDS
 SEEDS = range(40)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def scenes():
     return [generate_scene(seed) for seed in SEEDS]
 
@@ -73,9 +73,9 @@ def test_a_robot_of_20_cm_radius_reaches_every_room(scenes):
 
 def test_wall_furniture_can_be_stopped_in_front_of(scenes):
     for scene in scenes:
-        solid = [item for item in obstacles(scene) if item.kind != 'door']
+        solid = [item for item in obstacles(scene) if item.kind != "door"]
         for piece in scene.furniture:
-            if CATEGORIES[piece.category].placement == 'wall':
+            if CATEGORIES[piece.category].placement == "wall":
                 goal = np.array([piece.x_m, piece.y_m]) + piece.front * (piece.depth_m / 2 + 0.7)
                 assert not blocked_cells(solid, goal[:1], goal[1:], 0.22).any()
 

@@ -21,25 +21,25 @@ def test_json_round_trip_is_exact():
 
 def test_a_missing_part_is_a_scene_error():
     data = generate_scene(5).to_json()
-    del data['doors']
-    with pytest.raises(SceneError, match='malformed scene'):
+    del data["doors"]
+    with pytest.raises(SceneError, match="malformed scene"):
         Scene.from_json(data)
 
 
 def test_an_unknown_category_is_a_scene_error():
     data = generate_scene(5).to_json()
-    data['furniture'][0]['category'] = 'dragon'
-    with pytest.raises(SceneError, match='dragon'):
+    data["furniture"][0]["category"] = "dragon"
+    with pytest.raises(SceneError, match="dragon"):
         Scene.from_json(data)
 
 
 def test_something_else_than_a_scene_is_a_scene_error():
     with pytest.raises(SceneError):
-        Scene.from_json({'hello': 'world'})
+        Scene.from_json({"hello": "world"})
 
 
 def test_corners_follow_the_front():
-    piece = Furniture(0, 'sofa', 'red', 1.0, 2.0, np.pi / 2, 0.8, 2.0, 0.8, 0, True)
+    piece = Furniture(0, "sofa", "red", 1.0, 2.0, np.pi / 2, 0.8, 2.0, 0.8, 0, True)
     assert piece.front == pytest.approx([0, 1])
     corners = piece.corners()
     assert corners.min(0) == pytest.approx([0.0, 1.6])

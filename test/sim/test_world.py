@@ -11,11 +11,11 @@ from nvila_ros.sim.scene import Furniture, Room, Scene
 from nvila_ros.sim.world import ROBOT_RADIUS_M, World
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def box():
     """A bare room of 6 by 4 m with one box in it."""
-    room = Room(0, 'office', 0, 0, 6, 4, 'white', (0.9, 0.9, 0.9), 'plaster', 'tile')
-    piece = Furniture(0, 'box', 'red', 4.0, 2.0, 0.0, 0.5, 0.5, 0.5, 0, True)
+    room = Room(0, "office", 0, 0, 6, 4, "white", (0.9, 0.9, 0.9), "plaster", "tile")
+    piece = Furniture(0, "box", "red", 4.0, 2.0, 0.0, 0.5, 0.5, 0.5, 0, True)
     return World(Scene(0, 6.0, 4.0, (room,), (), (piece,)))
 
 
@@ -71,7 +71,7 @@ def test_the_scan_starts_ahead_and_turns_left(box):
 def test_landmarks_have_fixed_indices():
     scene = generate_scene(4)
     world = World(scene)
-    assert world.landmarks[:4] == ['other', 'floor', 'wall', 'ceiling']
+    assert world.landmarks[:4] == ["other", "floor", "wall", "ceiling"]
     keys = [door.key for door in scene.doors] + [piece.key for piece in scene.furniture]
     assert world.landmarks[4:] == keys
     assert set(np.unique(world.landmark_of_geom)) == set(range(len(world.landmarks)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-_PATH = Path(__file__).with_name('furniture.npz')
+_PATH = Path(__file__).with_name("furniture.npz")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ def furniture_meshes() -> dict[str, FurnitureMesh]:
     meshes = {}
     with np.load(_PATH, allow_pickle=False) as arrays:
         for key in arrays.files:
-            if not key.endswith('/info'):
+            if not key.endswith("/info"):
                 continue
-            name = key.removesuffix('/info')
+            name = key.removesuffix("/info")
             category, height_share, num_parts = (str(value) for value in arrays[key])
-            parts = tuple(_part(arrays, f'{name}/{index}') for index in range(int(num_parts)))
+            parts = tuple(_part(arrays, f"{name}/{index}") for index in range(int(num_parts)))
             meshes[name] = FurnitureMesh(name, category, float(height_share), parts)
     return meshes
 
@@ -55,10 +55,10 @@ def mesh_names(category: str) -> list[str]:
 
 
 def _part(arrays: np.lib.npyio.NpzFile, key: str) -> MeshPart:
-    *rgb, is_main = (float(value) for value in arrays[f'{key}/rgb'])
+    red, green, blue, is_main = (float(value) for value in arrays[f"{key}/rgb"])
     return MeshPart(
         is_main > 0.5,
-        tuple(rgb),
-        arrays[f'{key}/vertices'] / 4095.0,
-        arrays[f'{key}/faces'].astype(int),
+        (red, green, blue),
+        arrays[f"{key}/vertices"] / 4095.0,
+        arrays[f"{key}/faces"].astype(int),
     )
