@@ -3,49 +3,13 @@
 
 import numpy as np
 import pytest
-import torch
 
 from nvila_ros.actions import ACTIONS
 from nvila_ros.config import HistoryConfig
 from nvila_ros.errors import CheckpointError, ImageError, InstructionError
-from nvila_ros.models import weights
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
-from nvila_ros.models.nvila import Nvila
 from nvila_ros.policy import NavigationPolicy
-from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
 INSTRUCTION = "Go through the red door and stop at the chair."
-
-
-def tiny_checkpoint():
-    tokenizer = build_nano_tokenizer(INSTRUCTION.replace(".", "").split())
-    config = NvilaConfig(
-        vision=VisionConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            image_size=48,
-            patch_size=16,
-        ),
-        language=LanguageConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            max_position_embeddings=512,
-            model_max_length=512,
-            tie_word_embeddings=True,
-        ),
-        mm_projector_type="mlp_downsample_3x3_fix",
-        mm_vision_select_layer=-1,
-    )
-    model = Nvila.from_scratch(config, std=0.3)
-    model.connect(tokenizer.media_ids, tokenizer.newline_ids)
-    return model, tokenizer
 
 
 class CountingPolicy(NavigationPolicy):
@@ -64,7 +28,7 @@ class CountingPolicy(NavigationPolicy):
 
 
 @pytest.fixture
-def policy():
+def policy(tiny_checkpoint):
     policy = CountingPolicy(*tiny_checkpoint())
     policy.reset(INSTRUCTION)
     return policy
@@ -170,7 +134,7 @@ def test_reset_starts_with_an_empty_history(policy):
         policy.decide()
 
 
-def test_deciding_without_an_instruction_is_refused():
+def test_deciding_without_an_instruction_is_refused(tiny_checkpoint):
     policy = NavigationPolicy(*tiny_checkpoint())
     policy.observe(noise(0), 0.0, 0.0, 0.0, 0.0)
     with pytest.raises(InstructionError, match="no instruction yet"):
@@ -185,17 +149,15 @@ def test_a_refused_instruction_leaves_the_running_episode_alone(policy, text):
     assert policy.decide().frame_indices[-1] == 1
 
 
-def test_number_of_frames_follows_the_configuration():
+def test_number_of_frames_follows_the_configuration(tiny_checkpoint):
     policy = NavigationPolicy(*tiny_checkpoint(), HistoryConfig(num_frames=4))
     policy.reset(INSTRUCTION)
     drive(policy, 0, 1)
     assert policy.decide().frame_indices == (None, None, None, 0)
 
 
-def test_a_saved_checkpoint_decides_the_same(policy, tmp_path):
-    model, tokenizer = tiny_checkpoint()
-    weights.save(tmp_path / "tiny", model, tokenizer, torch.float32)
-    loaded = NavigationPolicy.load(tmp_path / "tiny")
+def test_a_saved_checkpoint_decides_the_same(policy, tiny_folder):
+    loaded = NavigationPolicy.load(tiny_folder)
     loaded.reset(INSTRUCTION)
     for either in (policy, loaded):
         drive(either, 0, 3)

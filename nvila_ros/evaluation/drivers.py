@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drivers: who chooses the motions of a rollout, the model under test or the all-knowing oracle."""
 
-import time
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from nvila_ros.policy import NavigationPolicy
-    from nvila_ros.sim.episodes import Episode
-    from nvila_ros.sim.grid import OccupancyGrid
+    from nvila_ros.sim.oracle import Planner
 
 
 class Driver(Protocol):
@@ -17,8 +15,8 @@ class Driver(Protocol):
 
     needs_camera: bool
 
-    def start(self, episode: "Episode", grid: "OccupancyGrid", instruction: str) -> None:
-        """Begins an episode."""
+    def start(self, instruction: str, planner: "Planner") -> None:
+        """Begins an episode; only an oracle may look at the planner."""
 
     def see(self, rgb: np.ndarray | None, pose: np.ndarray, stamp_s: float) -> None:
         """Takes the camera image (None without camera) at `pose` = (x_m, y_m, yaw_rad)."""
@@ -35,13 +33,17 @@ class ModelDriver:
     def __init__(self, policy: "NavigationPolicy") -> None:
         self._policy = policy
 
-    def start(self, episode: "Episode", grid: "OccupancyGrid", instruction: str) -> None:
+    def start(self, instruction: str, planner: "Planner") -> None:
+        """Hands over the instruction; the planner is not looked at."""
         self._policy.reset(instruction)
 
     def see(self, rgb: np.ndarray | None, pose: np.ndarray, stamp_s: float) -> None:
-        self._policy.observe(rgb, float(pose[0]), float(pose[1]), float(pose[2]), stamp_s)
+        """Lets the policy observe."""
+        x_m, y_m, yaw_rad = (float(value) for value in pose)
+        self._policy.observe(rgb, x_m, y_m, yaw_rad, stamp_s)
 
     def choose(self) -> tuple[int, float]:
+        """Asks the policy."""
         decision = self._policy.decide()
         return decision.index, decision.confidence
 
@@ -51,20 +53,14 @@ class OracleDriver:
 
     needs_camera = False
 
-    def start(self, episode: "Episode", grid: "OccupancyGrid", instruction: str) -> None:
-        from nvila_ros.sim.oracle import Planner
-
-        self._planner = Planner(grid, np.array([episode.goal]))
+    def start(self, instruction: str, planner: "Planner") -> None:
+        """Keeps the planner."""
+        self._planner = planner
 
     def see(self, rgb: np.ndarray | None, pose: np.ndarray, stamp_s: float) -> None:
+        """Keeps the pose."""
         self._pose = pose
 
     def choose(self) -> tuple[int, float]:
+        """The motion with the lowest cost to go."""
         return int(self._planner.best(self._pose[None])[0]), 1.0
-
-
-def timed_choice(driver: Driver) -> tuple[int, float, float]:
-    """(motion index, confidence, latency in seconds)."""
-    begin_s = time.perf_counter()
-    index, confidence = driver.choose()
-    return index, confidence, time.perf_counter() - begin_s

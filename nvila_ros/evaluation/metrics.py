@@ -127,7 +127,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = share + square / (2 * trials)
     spread = QUANTILE_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
     scale = 1 + square / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    low = (centre - spread) / scale if successes > 0 else 0.0
+    high = (centre + spread) / scale if successes < trials else 1.0
+    return low, high
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:

@@ -71,7 +71,7 @@ def test_ndtw_ignores_turns_on_the_spot():
 
 
 def test_ndtw_of_a_parallel_path():
-    result = judged(path_m=STRAIGHT + [0.0, 0.5])
+    result = judged(path_m=STRAIGHT + np.array([0.0, 0.5]))
     assert result.ndtw == pytest.approx(math.exp(-0.5))
 
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line `nvila`: demo, simulate, ask and render; heavy imports wait inside the commands.
+
+Exit codes: 0 done, 2 wrong usage, 3 unusable input (configuration, checkpoint, instruction, image),
+4 a system library is missing, 5 the robot did not arrive (only with --require-success), 130 stopped
+by Ctrl-C. Anything else is a defect and shows its trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nvila_ros import __version__
+from nvila_ros.errors import ConfigError, ImageError, NvilaError, SystemLibraryError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXIT_INPUT = 3
+EXIT_SYSTEM_LIBRARY = 4
+EXIT_NOT_ARRIVED = 5
+EXIT_INTERRUPTED = 130
+
+MAX_SEEDS = 100_000
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+NANO_FOLDER = PACKAGE_FOLDER / "models" / "nano"
+
+app = typer.Typer(
+    name="nvila",
+    help="Vision-and-language navigation with NVILA: say where to go, the robot drives.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+class ControlName(str, enum.Enum):
+    """What is taken from the model to see whether it was needed."""
+
+    none = "none"
+    blind = "blind"
+    deaf = "deaf"
+
+
+class DriverName(str, enum.Enum):
+    """Who chooses the motions."""
+
+    model = "model"
+    oracle = "oracle"
+
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", help="Checkpoint folder.", show_default="the small one inside")
+]
+DeviceOption = Annotated[str, typer.Option(help="Torch device, for instance cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RequireOption = Annotated[
+    bool, typer.Option("--require-success", help=f"Exit with {EXIT_NOT_ARRIVED} on a failure.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", is_eager=True)] = False) -> None:
+    """Vision-and-language navigation with NVILA: say where to go, the robot drives."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    instruction: Annotated[
+        str | None, typer.Option(help="Where to go.", show_default="the episode's own")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Apartment and start.")] = None,
+    model: ModelOption = NANO_FOLDER,
+    output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
+    timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 150.0,
+    require_success: RequireOption = False,
+) -> None:
+    """Drive one episode through real ROS 2 topics: simulator and navigator are two processes."""
+    from nvila_ros.nodes.demo import DEFAULT_SEED, DemoSettings, run_demo
+
+    settings = DemoSettings(
+        instruction=instruction,
+        seed=DEFAULT_SEED if seed is None else seed,
+        model_path=model,
+        output=output,
+        timeout_s=timeout_s,
+    )
+    result = run_demo(settings)
+    if require_success and not result["success"]:
+        raise typer.Exit(EXIT_NOT_ARRIVED)
+
+
+@app.command()
+def simulate(
+    seeds: Annotated[str, typer.Option(help="Episodes A:B (B excluded) or one number.")],
+    control: Annotated[ControlName, typer.Option()] = ControlName.none,
+    policy: Annotated[DriverName, typer.Option(help="Who drives.")] = DriverName.model,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="number of cores")
+    ] = None,
+    model: ModelOption = NANO_FOLDER,
+    device: DeviceOption = "cpu",
+    max_decisions: Annotated[int, typer.Option(min=1)] = 200,
+    plans: Annotated[
+        Path | None, typer.Option(help="Folder for a floor plan of every episode.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drive episodes in closed loop without ROS and measure how well it goes."""
+    from nvila_ros.config import EvaluationConfig
+    from nvila_ros.evaluation.pool import EvaluationJob
+    from nvila_ros.evaluation.simulate import simulate as run
+
+    job = EvaluationJob(
+        seeds=parse_seeds(seeds),
+        driver=policy.value,
+        model_path=model if policy is DriverName.model else None,
+        device=device,
+        control=control.value,
+        config=EvaluationConfig(max_decisions=max_decisions),
+    )
+    run(job, num_workers=workers, as_json=as_json, plans=plans)
+
+
+@app.command()
+def ask(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, in order.")],
+    question: Annotated[str, typer.Argument(help="What to ask about them.")],
+    device: DeviceOption = "cpu",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a model a free question about pictures."""
+    from nvila_ros.models import weights
+    from nvila_ros.models.generate import generate_greedy
+    from nvila_ros.models.inputs import prepare
+    from nvila_ros.models.prompt import IMAGE_TOKEN, check_text
+
+    pictures = [read_image(path) for path in images]
+    network, tokenizer = weights.load(model, device)
+    check_text(question, tokenizer.special_tokens)
+    message = f"{IMAGE_TOKEN}\n" * len(pictures) + question
+    fused = prepare(network, tokenizer, message, pictures)
+    ids = generate_greedy(
+        network,
+        fused.input_ids,
+        fused.media,
+        max_new_tokens=max_new_tokens,
+        stop_ids=tokenizer.stop_ids,
+    )
+    answer = tokenizer.decode(ids).strip()
+    if as_json:
+        print_json({"question": question, "answer": answer, "num_images": len(pictures)})
+    else:
+        typer.echo(answer)
+
+
+@app.command()
+def render(
+    seed: Annotated[int, typer.Option(min=0, help="Apartment.")],
+    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo"),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw an apartment: a view of every room and the whole from above."""
+    from nvila_ros.sim.layout import generate_scene
+    from nvila_ros.sim.pictures import save_pictures
+    from nvila_ros.sim.world import World
+
+    files = [str(path) for path in save_pictures(World(generate_scene(seed)), output)]
+    if as_json:
+        print_json({"seed": seed, "files": files})
+    else:
+        typer.echo("\n".join(files))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """'900000:900200' -> those numbers, the last one excluded; '7' -> (7,)."""
+    first, separator, last = text.partition(":")
+    try:
+        begin = int(first)
+        end = int(last) if separator else begin + 1
+    except ValueError:
+        raise ConfigError(f"seeds are {text!r}, expected A:B with two whole numbers") from None
+    if not 0 <= begin < end or end - begin > MAX_SEEDS:
+        raise ConfigError(f"seeds are {text!r}, expected 0 <= A < B and at most {MAX_SEEDS}")
+    return tuple(range(begin, end))
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A picture file -> (H, W, 3) uint8 RGB."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist; give the path of a picture file") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageError(f"{path} is no readable picture ({error}); give PNG or JPEG") from None
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """The one object on stdout."""
+    json.dump(content, sys.stdout, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turns the package's errors into a message on stderr and an exit code."""
+    try:
+        yield
+    except SystemLibraryError as error:
+        sys.stderr.write(f"nvila: {error}\n")
+        sys.exit(EXIT_SYSTEM_LIBRARY)
+    except NvilaError as error:
+        sys.stderr.write(f"nvila: {error}\n")
+        sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        sys.stderr.write("nvila: stopped\n")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with exit_codes():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker pool: many episodes at once, each process with its own model, world and single thread."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nvila_ros.config import EvaluationConfig
+from nvila_ros.errors import ConfigError
+from nvila_ros.evaluation.drivers import Driver, ModelDriver, OracleDriver
+from nvila_ros.evaluation.rollout import CONTROLS, Control, Rollout, run_episode
+from nvila_ros.sim.episodes import episode_from_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """Who drives which episodes under which control; sent to every worker process."""
+
+    seeds: tuple[int, ...]
+    driver: Literal["model", "oracle"] = "model"
+    model_path: Path | None = None
+    device: str = "cpu"
+    control: Control = "none"
+    config: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise ConfigError("there are no seeds to run; give a range such as 900000:900200")
+        if self.control not in CONTROLS:
+            raise ConfigError(f"control is {self.control!r}, expected one of {', '.join(CONTROLS)}")
+        if self.driver == "model" and self.model_path is None:
+            raise ConfigError("the model driver needs the path of a checkpoint folder")
+
+    def borrowed_seed(self, position: int) -> int:
+        """The episode whose instruction the deaf control gives to this one."""
+        if len(self.seeds) == 1:
+            return self.seeds[0] + 1
+        return self.seeds[(position + 1) % len(self.seeds)]
+
+
+def evaluate(
+    job: EvaluationJob,
+    num_workers: int,
+    on_result: Callable[[Rollout], None] = lambda rollout: None,
+) -> list[Rollout]:
+    """Runs all episodes, returns them in the order of the seeds; the first error ends the run."""
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws in the calling thread
+    positions = range(len(job.seeds))
+    if num_workers <= 1:
+        return [_reported(_run(job, position), on_result) for position in positions]
+    context = multiprocessing.get_context("spawn")  # a forked OpenGL context or thread pool hangs
+    results: dict[int, Rollout] = {}
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by each worker when it imports torch and numpy
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        pending = {pool.submit(_run, job, position): position for position in positions}
+        try:
+            for future in as_completed(pending):
+                results[pending[future]] = _reported(future.result(), on_result)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[position] for position in positions]
+
+
+def usable_workers(requested: int | None, num_episodes: int) -> int:
+    """As many processes as cores unless asked otherwise, never more than episodes."""
+    return max(1, min(requested or len(os.sched_getaffinity(0)), num_episodes))
+
+
+_driver_of_job: dict[EvaluationJob, Driver] = {}
+
+
+def _run(job: EvaluationJob, position: int) -> Rollout:
+    """One episode in this process; the model is loaded for the first one."""
+    if job not in _driver_of_job:
+        _driver_of_job.clear()
+        _driver_of_job[job] = _make_driver(job)
+    instruction = None
+    if job.control == "deaf":
+        instruction = episode_from_seed(job.borrowed_seed(position)).instruction
+    return run_episode(
+        episode_from_seed(job.seeds[position]),
+        _driver_of_job[job],
+        job.config,
+        blind=job.control == "blind",
+        instruction=instruction,
+    )
+
+
+def _make_driver(job: EvaluationJob) -> Driver:
+    if job.driver == "oracle":
+        return OracleDriver()
+    from nvila_ros.policy import NavigationPolicy
+
+    return ModelDriver(NavigationPolicy.load(job.model_path, job.device))
+
+
+def _reported(rollout: Rollout, on_result: Callable[[Rollout], None]) -> Rollout:
+    on_result(rollout)
+    return rollout
