@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed-shape micro-batches: the frames to encode, the decisions that show them, the views asked about."""
+"""Fixed-shape micro-batches: frames to encode, decisions that show them, views asked about."""
 
 from __future__ import annotations
 
@@ -72,10 +72,15 @@ class BatchMaker:
             clause[row] = episode.clause[k]
         shown = np.searchsorted(tickets, shown)
         weight[:count] = np.where(costs[:count].argmin(1) == 0, self.recipe.stop_weight, 1.0)
-        return dict(
-            ids=ids, lengths=lengths, shown=shown, costs=costs, targets=targets, clause=clause,
-            weight=weight / max(weight.sum(), 1.0),
-        )  # fmt: skip
+        return {
+            "ids": ids,
+            "lengths": lengths,
+            "shown": shown,
+            "costs": costs,
+            "targets": targets,
+            "clause": clause,
+            "weight": weight / max(weight.sum(), 1.0),
+        }
 
     def _views(self, views) -> dict[str, np.ndarray]:
         total, sequences = self.recipe.num_views, self.sequences
@@ -91,10 +96,13 @@ class BatchMaker:
             places[row, : len(asked)] = asked
             weight[row, : len(asked)] = 1.0
             category[row], colour[row] = view.patch_category, view.patch_colour
-        return dict(
-            view_ids=ids, view_places=places, view_weight=weight / max(weight.sum(), 1.0),
-            patch_category=category, patch_colour=colour,
-        )  # fmt: skip
+        return {
+            "view_ids": ids,
+            "view_places": places,
+            "view_weight": weight / max(weight.sum(), 1.0),
+            "patch_category": category,
+            "patch_colour": colour,
+        }
 
     def _send(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

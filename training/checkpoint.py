@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ def save_run(folder: Path, model: nn.Module, heads: nn.Module) -> None:
     for number, part in enumerate(parts):
         temporary = folder / f".weights-{number}.tmp"
         save_file(part, temporary)
-        os.replace(temporary, folder / f"weights-{number}.safetensors")
+        temporary.replace(folder / f"weights-{number}.safetensors")
 
 
 def load_run(folder: str | Path, model: nn.Module, heads: nn.Module | None = None) -> None:

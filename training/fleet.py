@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robots following instructions in one apartment, in lockstep: frames and exact labels for training.
+"""Robots following instructions in one apartment, in lockstep: frames and exact labels.
 
 All robots of a fleet share one scene, one renderer and one planner, so a scene is built once for
 hundreds of frames. A robot is driven by the oracle (with random actions injected), by the student
@@ -8,20 +8,23 @@ hundreds of frames. A robot is driven by the oracle (with random actions injecte
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from nvila_ros.sim import motion
+from nvila_ros.sim.appearance import Appearance
 from nvila_ros.sim.episodes import Episode, generate_batch
 from nvila_ros.sim.grid import OccupancyGrid
+from nvila_ros.sim.layout import generate_scene
 from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.renderer import Renderer
-from nvila_ros.sim.scene import Scene, generate_scene
-from nvila_ros.sim.world import Appearance, World
-from nvila_ros.training.questions import SeenObject, ask_about_view
+from nvila_ros.sim.scene import Scene
+from nvila_ros.sim.world import World
+from nvila_ros.training.questions import ask_about_view
+from nvila_ros.training.sequences import SequenceBuilder
+from nvila_ros.training.view_labels import LandmarkTable
 
 STOP = 0
 SUCCESS_RADIUS_M = 1.0
@@ -35,8 +38,8 @@ class FleetSettings:
     num_robots: int = 16
     image_size_px: int = 192  # what the model takes
     camera_size_px: int = 224  # what the renderer draws, resized as the preprocessor does
-    max_frames: int = 96  # one frame per 25 cm or 15 degrees
-    max_decisions: int = 40
+    max_frames: int = 112  # one frame per 25 cm or 15 degrees
+    max_decisions: int = 56
     student_share: float = 0.0
     exam_share: float = 0.0
     view_share: float = 0.3  # of decisions whose current frame gets segmentation labels
@@ -54,7 +57,9 @@ class DecisionLabels:
     first_frame: np.ndarray  # (n,) int64 first frame not sent yet
     last_frame: np.ndarray  # (n,) int64 current frame's index
     costs: np.ndarray  # (n, 10) float32 cost-to-go of each action, capped
-    targets: np.ndarray  # (n, 3) float32 sin, cos of the bearing of the path, log1p distance to goal
+    targets: (
+        np.ndarray
+    )  # (n, 3) float32 sin, cos of the bearing of the path, log1p distance to goal
     clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
     views: list[View] = field(default_factory=list)
 
@@ -67,15 +72,18 @@ class View:
     frame: int
     patch_category: np.ndarray  # (P,) uint8
     patch_colour: np.ndarray  # (P,) uint8
-    turns: list[tuple[str, str]]
+    ids: np.ndarray  # (len,) expanded ids of a conversation about the frame
+    supervised: np.ndarray  # (len,) bool
 
 
 class Fleet:
     """K robots, K episodes, one apartment; call `labels`, then `advance`, until none is active."""
 
-    def __init__(self, seed: int, settings: FleetSettings, frames: np.ndarray):
+    def __init__(
+        self, seed: int, settings: FleetSettings, frames: np.ndarray, sequences: SequenceBuilder
+    ):
         """`frames` (K, max_frames, S, S, 3) uint8 is filled in place as robots move."""
-        self.settings = settings
+        self.settings, self.sequences = settings, sequences
         self.frames = frames
         self.rng = np.random.default_rng([seed, 7])
         self.scene: Scene = generate_scene(seed)
@@ -158,7 +166,8 @@ class Fleet:
                 self._room_kind(pose),
                 free_units,
             )
-            views.append(View(robot, int(self.num_frames[robot]) - 1, category, colour, turns))
+            talk = self.sequences.conversation(turns)
+            views.append(View(robot, int(self.num_frames[robot]) - 1, category, colour, *talk))
         return views
 
     def _room_kind(self, pose: np.ndarray) -> str:
@@ -176,7 +185,9 @@ class Fleet:
         actions = best.copy()
         random_turn = self.rng.random(len(robots)) < self.noise[robots]
         random_action = self.rng.integers(1, 10, len(robots))
-        actions = np.where((driver == ORACLE) & random_turn & (best != STOP), random_action, actions)
+        actions = np.where(
+            (driver == ORACLE) & random_turn & (best != STOP), random_action, actions
+        )
         if student_actions is not None:
             wrong_stop = (student_actions == STOP) & (self._distance > SUCCESS_RADIUS_M / 2)
             obeyed = np.where(wrong_stop, best, student_actions)
@@ -243,61 +254,3 @@ class PathProgress:
     def clause(self, arc_m: float) -> int:
         """Index of the first clause not completed yet."""
         return int(min((self.clause_ends_m < arc_m - 0.05).sum(), len(self.clause_ends_m) - 1))
-
-
-class LandmarkTable:
-    """Turns a segmentation picture into patch labels and a list of seen objects."""
-
-    def __init__(self, scene: Scene, keys: list[str]):
-        from nvila_ros.training.view_labels import CATEGORY_IDS, COLOUR_IDS
-
-        self.things: dict[int, tuple[str, str, float, float]] = {}
-        self.category = np.zeros(len(keys), np.uint8)
-        self.colour = np.zeros(len(keys), np.uint8)
-        for index, key in enumerate(keys):
-            kind, _, number = key.partition(":")
-            if kind == "door":
-                door = scene.doors[int(number)]
-                self.things[index] = ("door", door.colour, door.x_m, door.y_m)
-            elif kind == "furniture":
-                item = scene.furniture[int(number)]
-                self.things[index] = (item.category, item.colour, item.x_m, item.y_m)
-            else:
-                self.category[index] = CATEGORY_IDS.get(key, 0)
-                continue
-            category, colour = self.things[index][:2]
-            self.category[index] = CATEGORY_IDS[category]
-            self.colour[index] = COLOUR_IDS[colour]
-
-    def patches(self, picture: np.ndarray, per_side: int) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W) landmark indices -> category and colour of each patch's centre-weighted majority."""
-        height, width = picture.shape
-        rows = ((np.arange(per_side * 3) + 0.5) * height / (per_side * 3)).astype(int)
-        columns = ((np.arange(per_side * 3) + 0.5) * width / (per_side * 3)).astype(int)
-        samples = picture[np.ix_(rows, columns)].reshape(per_side, 3, per_side, 3)
-        samples = samples.transpose(0, 2, 1, 3).reshape(per_side * per_side, 9)
-        same = (samples[:, :, None] == samples[:, None, :]).sum(2)
-        majority = samples[np.arange(len(samples)), same.argmax(1)]
-        return self.category[majority], self.colour[majority]
-
-    def seen(self, picture: np.ndarray, pose: np.ndarray, min_share: float) -> list[SeenObject]:
-        """The objects that fill at least `min_share` of the picture, with bearing and distance."""
-        counts = np.bincount(picture.ravel(), minlength=len(self.category))
-        width = picture.shape[1]
-        found = []
-        for index, (category, colour, x_m, y_m) in self.things.items():
-            share = counts[index] / picture.size
-            if share < min_share:
-                continue
-            column = np.nonzero(picture == index)[1].mean() + 0.5
-            bearing = math.atan(1.0 - 2.0 * column / width)  # HFOV 90 degrees: tan is 1 at the edge
-            distance = math.hypot(x_m - pose[0], y_m - pose[1])
-            found.append(SeenObject(category, colour, bearing, distance, float(share)))
-        return found
-
-    def absent(self, picture: np.ndarray) -> list[str]:
-        """Names of objects with no pixel in the picture and no twin in it."""
-        counts = np.bincount(picture.ravel(), minlength=len(self.category))
-        names = {f"{colour} {category}" for i, (category, colour, _, _) in self.things.items() if counts[i]}
-        every = {f"{colour} {category}" for category, colour, _, _ in self.things.values()}
-        return sorted(every - names)

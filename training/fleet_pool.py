@@ -28,7 +28,7 @@ class Started:
 
 @dataclass
 class Step:
-    """Labels of one decision of every active robot; `asks` when the student's actions are wanted."""
+    """Labels of one decision of every active robot; `asks` when it wants the student's actions."""
 
     labels: object  # fleet.DecisionLabels
     asks: bool
@@ -59,12 +59,14 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
     """One process: fleets from consecutive seeds until the pipe closes."""
     os.environ.setdefault("LP_NUM_THREADS", "0")
     from nvila_ros.training.fleet import ORACLE, Fleet
+    from nvila_ros.training.vocabulary import build_sequences
 
+    sequences = build_sequences()
     memory = SharedMemory(name=memory_name)
     frames = np.ndarray(_buffer_shape(settings), np.uint8, memory.buf)
     try:
         for seed in range(*seeds):
-            fleet = Fleet(seed, settings, frames)
+            fleet = Fleet(seed, settings, frames, sequences)
             connection.send(Started([e.instruction for e in fleet.episodes], fleet.driver))
             while fleet.active.any():
                 labels = fleet.labels()
@@ -74,7 +76,7 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
             connection.send(Finished(fleet.success, fleet.driver, fleet.num_decisions))
             fleet.close()
             settings = connection.recv()  # acknowledges; may change the student's share
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
     except Exception:
         connection.send(Failed(traceback.format_exc()))

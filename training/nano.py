@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the small model while fleets of robots drive: see, drive, then learn from its own mistakes."""
+"""Trains the small model while fleets drive: see, drive, then learn from its own mistakes."""
 
 from __future__ import annotations
 
@@ -142,10 +142,11 @@ class NanoTrainer:
             records.append(record)
         self.num_decisions += len(records)
         for view in labels.views:
-            ids, supervised = self.sequences.conversation(view.turns)
             ticket = self.running[worker][view.robot].tickets[view.frame]
             self.replay.views.append(
-                ViewRecord(ticket, view.patch_category, view.patch_colour, ids, supervised)
+                ViewRecord(
+                    ticket, view.patch_category, view.patch_colour, view.ids, view.supervised
+                )
             )
         return records
 
@@ -175,7 +176,9 @@ class NanoTrainer:
         recipe = self.recipe
         factor = warmup_stable_decay(progress, recipe.warmup, recipe.decay)
         set_learning_rate(self.optimizers, factor)
-        for _ in range(recipe.micro_batches):
+        for number in range(recipe.micro_batches):
+            if number:
+                self.collect(stage)  # fleets that ask do not wait for the whole step
             batch = self.batches.make(self.rng)
             losses = self.objective.losses(batch, stage)
             (losses["total"] / recipe.micro_batches).backward()
@@ -183,7 +186,9 @@ class NanoTrainer:
                 self.sums[name] = self.sums.get(name, 0.0) + value.detach()
         parameters = [*self.model.parameters(), *self.heads.parameters()]
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
-        self.sums["gradient_norm"] = self.sums.get("gradient_norm", 0.0) + norm * recipe.micro_batches
+        self.sums["gradient_norm"] = (
+            self.sums.get("gradient_norm", 0.0) + norm * recipe.micro_batches
+        )
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -213,7 +218,7 @@ class NanoTrainer:
             line["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
         self.sums = {}
         print(json.dumps(line), flush=True)
-        with open(self.out / "log.jsonl", "a") as file:
+        with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the small model is asked to get right: the answer's tokens, and, in training only, where things are.
+"""What the small model must get right: the answer's tokens and, in training, where things are.
 
 The ten actions' costs-to-go become a soft target, because the oracle often chooses between nearly
 equal actions; it is spread over the tokens at which their sentences part.
@@ -45,12 +45,12 @@ class AnswerTable(nn.Module):
         return self.ids.shape[1]
 
     def token_targets(self, taught: Tensor, target: Tensor) -> Tensor:
-        """(B,) taught answer, (B, 10) distribution -> (B, K, 10) weights of each answer's k-th token."""
+        """(B,) taught answer, (B, 10) distribution -> (B, K, 10) weights of k-th tokens."""
         weights = target[:, None, :] * self.agree[taught]
         return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
 
     def loss(self, logits: Tensor, taught: Tensor, target: Tensor) -> Tensor:
-        """(B, K, V) scores at the answer's positions -> (B,) cross entropy summed over its tokens."""
+        """(B, K, V) scores at the answer's positions -> (B,) cross entropy over its tokens."""
         log_probabilities = F.log_softmax(logits.float(), -1)
         tokens = self.ids.T.expand(len(taught), -1, -1)  # (B, K, 10)
         picked = log_probabilities.gather(-1, tokens)
@@ -67,13 +67,17 @@ class TrainingHeads(nn.Module):
         self.norm = nn.LayerNorm(vision)
         self.category = nn.Linear(vision, len(CATEGORY_NAMES))
         self.colour = nn.Linear(vision, len(COLOUR_NAMES))
-        self.geometry = nn.Linear(language, 3)  # sin, cos of the aim's bearing; log1p of the distance
+        self.geometry = nn.Linear(
+            language, 3
+        )  # sin, cos of the aim's bearing; log1p of the distance
         self.clause = nn.Linear(language, MAX_CLAUSES)
 
     def view_loss(self, patches: Tensor, category: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
         """(V, P, C) tower output, (V, P) labels -> mean losses; structure's colour is not asked."""
         hidden = self.norm(patches)
-        category_loss = F.cross_entropy(self.category(hidden).flatten(0, 1).float(), category.flatten())
+        category_loss = F.cross_entropy(
+            self.category(hidden).flatten(0, 1).float(), category.flatten()
+        )
         weight = (colour > 0).float()
         each = F.cross_entropy(
             self.colour(hidden).flatten(0, 1).float(), colour.flatten(), reduction="none"
@@ -82,7 +86,9 @@ class TrainingHeads(nn.Module):
 
     def route_loss(self, hidden: Tensor, targets: Tensor, clause: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) states where the answer begins, (B, 3) geometry, (B,) clause -> (B,) losses."""
-        geometry = F.smooth_l1_loss(self.geometry(hidden).float(), targets, reduction="none").sum(-1)
+        geometry = F.smooth_l1_loss(self.geometry(hidden).float(), targets, reduction="none").sum(
+            -1
+        )
         clause_loss = F.cross_entropy(self.clause(hidden).float(), clause, reduction="none")
         return geometry, clause_loss
 
@@ -108,7 +114,7 @@ class Objective:
         self._encode = torch.compile(self._encode_pixels) if wanted else self._encode_pixels
 
     def losses(self, batch, stage) -> dict[str, Tensor]:
-        """Mean losses by name, their weighted sum as `total`, and the accuracy of the first choice."""
+        """Mean losses by name, and their weighted sum as `total`."""
         recipe = self.recipe
         target = soft_targets(batch.costs, recipe.temperature)
         taught = torch.multinomial(target, 1).squeeze(1)
@@ -128,7 +134,9 @@ class Objective:
         patches = self.model.vision_tower(pixels)
         return patches, self.model.mm_projector(patches)
 
-    def _drive_losses(self, features: Tensor, batch, target: Tensor, taught: Tensor) -> dict[str, Tensor]:
+    def _drive_losses(
+        self, features: Tensor, batch, target: Tensor, taught: Tensor
+    ) -> dict[str, Tensor]:
         places = batch.lengths[:, None] + torch.arange(self.answers.length, device=taught.device)
         ids = batch.ids.scatter(1, places, self.answers.ids[taught])
         embeds = fuse(self.model, ids, features[batch.shown].flatten(1, 2), self.navigation_places)
@@ -147,7 +155,7 @@ class Objective:
         }
 
     def _agreement(self, logits: Tensor, taught: Tensor, target: Tensor) -> Tensor:
-        """(B,) target mass of the answers that share the model's choice at every place of the taught one."""
+        """(B,) target mass of the model's choice at each place where the taught answer branches."""
         tokens = self.answers.ids.T.expand(len(taught), -1, -1)
         weights = self.answers.token_targets(taught, target)
         choice = logits.float().gather(-1, tokens).masked_fill(~self.answers.agree[taught], -1e9)
@@ -175,7 +183,7 @@ class Objective:
 
 
 def fuse(model: Nvila, ids: Tensor, features: Tensor, places: Tensor) -> Tensor:
-    """(B, L) ids, (B, I, D) features, (I,) places -> (B, L, D) embeddings with the features in place."""
+    """(B, L) ids, (B, I, D) features, (I,) their places -> (B, L, D) embeddings."""
     embeds = model.llm.model.embed_tokens(ids)
     return embeds.index_copy(1, places, features.to(embeds.dtype))
 

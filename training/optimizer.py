@@ -8,13 +8,21 @@ import math
 import torch
 from torch import nn
 
-NO_MATRIX = ("embed_tokens", "position_embedding", "patch_embedding", "category", "colour", "geometry", "clause")
+NO_MATRIX = (
+    "embed_tokens",
+    "position_embedding",
+    "patch_embedding",
+    "category",
+    "colour",
+    "geometry",
+    "clause",
+)
 
 
 def make_optimizers(
     modules: list[nn.Module], matrix_lr: float, other_lr: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
-    """One Muon over all two-dimensional hidden weights, one AdamW over embeddings, norms, biases, heads.
+    """One Muon over all hidden matrices, one AdamW over embeddings, norms, biases and heads.
 
     Muon's step is scaled to AdamW's root mean square, so both take learning rates of one scale.
     """
@@ -31,13 +39,20 @@ def make_optimizers(
                 others.append(parameter)
     fused = matrices[0].is_cuda
     adamw = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
         lr=other_lr,
         betas=(0.9, 0.98),
         fused=fused,
     )
     muon = torch.optim.Muon(
-        matrices, lr=matrix_lr, momentum=0.95, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        matrices,
+        lr=matrix_lr,
+        momentum=0.95,
+        weight_decay=weight_decay,
+        adjust_lr_fn="match_rms_adamw",
     )
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:

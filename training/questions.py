@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions with exact answers about one rendered view: the small model learns to see before it drives.
+"""Questions with exact answers about one rendered view: the small model sees before it drives.
 
-A view comes with the segmentation that the renderer drew for it, so every answer is true by construction:
-which object, which colour, on which side, how far, which room, how far the floor is free.
+A view comes with the segmentation that the renderer drew for it, so every answer is true by
+construction: which object and colour, on which side, how far, which room, how much floor is free.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOT_VISIBLE = "It is not visible."
 
 @dataclass(frozen=True)
 class SeenObject:
-    """One landmark in view: where it stands from the camera and how much of the picture it fills."""
+    """One landmark in view: where it stands from the camera and its share of the picture."""
 
     category: str
     colour: str
@@ -112,11 +112,15 @@ def _what(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
 
 
 def question_words() -> list[str]:
-    """Every word that questions and answers can hold besides names of objects, colours and rooms."""
+    """Every word that questions and answers can hold besides names and room kinds."""
     text = " ".join(
         [words for _, words in DISTANCE_WORDS]
         + list(FREE_WORDS)
-        + [NOT_VISIBLE, "Where is the What is ahead Which room is this? This is the It is", "left right"]
+        + [
+            NOT_VISIBLE,
+            "Where is the What is ahead Which room is this? This is the It is",
+            "left right",
+        ]
         + ["15 30 45 degrees", "How far can you move forward?", "The"]
     )
     return sorted({word.strip(".,?") for word in text.split()})

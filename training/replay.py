@@ -21,7 +21,8 @@ def history_indices(num_frames: int) -> np.ndarray:
     """(8,) frame indices a decision shows after `num_frames` frames; -1 is a black frame.
 
     NaVILA's rule: black frames in front until there are eight, then seven uniform over everything
-    before the current one, the first always kept, and the current one last (`reference/vln.md` 1.1).
+    before the current one, the first always kept, and the current one last (NaVILA,
+    `sample_and_pad_images`).
     """
     padding = max(0, NUM_FRAMES - num_frames)
     indices = np.concatenate([np.full(padding, -1), np.arange(num_frames)])
@@ -32,7 +33,9 @@ def history_indices(num_frames: int) -> np.ndarray:
 class FrameRing:
     """A fixed number of frames in device memory, addressed by ever-growing tickets."""
 
-    def __init__(self, capacity: int, size_px: int, device: torch.device, feature_shape: tuple[int, int]):
+    def __init__(
+        self, capacity: int, size_px: int, device: torch.device, feature_shape: tuple[int, int]
+    ):
         self.capacity = capacity
         self.pixels = torch.zeros((capacity, size_px, size_px, 3), dtype=torch.uint8, device=device)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -52,7 +55,7 @@ class FrameRing:
         return tickets
 
     def is_held(self, ticket: int) -> bool:
-        """Whether the frame of this ticket has not been overwritten; a margin covers writes to come."""
+        """Whether the frame is still there; a margin covers writes to come."""
         return ticket > self.next_ticket - self.capacity + 4096
 
     def slots(self, tickets: np.ndarray) -> np.ndarray:

@@ -33,20 +33,24 @@ class SequenceBuilder:
         self.tokens_per_frame = config.tokens_per_frame
         self.pad_id = tokenizer.id("<|endoftext|>")
         self.end_id = tokenizer.id("<|im_end|>")
-        self.answers = [tokenizer.encode(a.sentence) + [self.end_id] for a in ACTIONS]
+        self.answers = [[*tokenizer.encode(a.sentence), self.end_id] for a in ACTIONS]
         bare = self._navigation_ids("x")
         self.navigation_image_places = self._places(bare)
         self.min_length = len(self._expand(bare))
         self.prompt_length = self.min_length + max_instruction_tokens + ANSWER_ROOM
         self.view_length, self.view_places = view_length, view_places
-        self.view_image_places = self._places(self._chat_ids([("user", f"{IMAGE_TOKEN}\nx")], False))
+        self.view_image_places = self._places(
+            self._chat_ids([("user", f"{IMAGE_TOKEN}\nx")], False)
+        )
 
     def navigation_prompt(self, instruction: str) -> np.ndarray:
         """Expanded ids of the navigation prompt up to where the answer begins."""
         ids = self._expand(self._navigation_ids(instruction))
         limit = self.prompt_length - ANSWER_ROOM
         if len(ids) > limit:
-            raise ValueError(f"the prompt of {instruction!r} has {len(ids)} ids, at most {limit} fit")
+            raise ValueError(
+                f"the prompt of {instruction!r} has {len(ids)} ids, at most {limit} fit"
+            )
         return np.array(ids, np.int64)
 
     def conversation(self, turns: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +84,9 @@ class SequenceBuilder:
 
     def _expand(self, ids: list[int]) -> list[int]:
         frame = [self.pad_id] * self.tokens_per_frame + list(self.tokenizer.newline_ids)
-        return [x for token in ids for x in (frame if token == self.tokenizer.image_id else [token])]
+        return [
+            x for token in ids for x in (frame if token == self.tokenizer.image_id else [token])
+        ]
 
     def _places(self, ids: list[int]) -> list[int]:
         places: list[int] = []

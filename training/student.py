@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model under training as a driver: decides for many robots at once from cached frame features."""
+"""The model under training drives: it decides for many robots at once, each frame encoded once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Student:
 
     @torch.no_grad()
     def decide(self, records: list[EpisodeRecord], greedy: np.ndarray) -> np.ndarray:
-        """(n,) action indices for the records' newest decisions; sampled where `greedy` is False."""
+        """(n,) actions for the records' newest decisions; sampled where `greedy` is False."""
         if not records:
             return np.zeros(0, np.int64)
         with self.autocast:
@@ -41,12 +41,18 @@ class Student:
             lengths = torch.tensor([len(record.prompt_ids) for record in records], device=device)
             for row, record in enumerate(records):
                 ids[row, : len(record.prompt_ids)] = torch.from_numpy(record.prompt_ids)
-            chosen = self._walk(ids.to(device), features, lengths, torch.from_numpy(greedy).to(device))
+            chosen = self._walk(
+                ids.to(device), features, lengths, torch.from_numpy(greedy).to(device)
+            )
         return chosen.cpu().numpy()
 
     def _encode(self, shown: np.ndarray) -> None:
         tickets = np.unique(shown)
-        fresh = [t for t in tickets.tolist() if self.encoded_upto.get(t % self.ring.capacity) != t or t == 0]
+        fresh = [
+            t
+            for t in tickets.tolist()
+            if self.encoded_upto.get(t % self.ring.capacity) != t or t == 0
+        ]
         for begin in range(0, len(fresh), ENCODE_CHUNK):
             part = fresh[begin : begin + ENCODE_CHUNK]
             slots = torch.tensor([t % self.ring.capacity for t in part], device=self.model.device)

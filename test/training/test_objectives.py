@@ -15,7 +15,9 @@ def test_token_targets_follow_the_taught_answers_prefix():
     weights = table.token_targets(torch.tensor([1]), target)[0]
     assert torch.allclose(weights[0], torch.tensor([0.5, 0.3, 0.2]))  # the opening is shared by all
     assert torch.allclose(weights[1], torch.tensor([0.5, 0.3, 0.2]))
-    assert torch.allclose(weights[2], torch.tensor([0.0, 0.6, 0.4]))  # after token 2, answer 0 is out
+    assert torch.allclose(
+        weights[2], torch.tensor([0.0, 0.6, 0.4])
+    )  # after token 2, answer 0 is out
     assert torch.allclose(weights[3], torch.tensor([0.0, 1.0, 0.0]))
 
 

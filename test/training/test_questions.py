@@ -20,7 +20,8 @@ DOOR = SeenObject("door", "blue", math.radians(-3), 4.2, 0.08)
 
 
 @pytest.mark.parametrize(
-    ("degrees", "words"), [(3, "ahead"), (14, "15 degrees left"), (-29, "30 degrees right"), (80, "45 degrees left")]
+    ("degrees", "words"),
+    [(3, "ahead"), (14, "15 degrees left"), (-29, "30 degrees right"), (80, "45 degrees left")],
 )
 def test_sides_are_the_turns_that_face_them(degrees, words):
     assert side_words(math.radians(degrees)) == words
@@ -37,7 +38,11 @@ def test_distances_are_the_nearest_spoken_ones():
 
 def test_every_answer_about_a_view_is_true():
     rng = np.random.default_rng(0)
-    turns = [t for _ in range(200) for t in ask_about_view(rng, [CHAIR, DOOR], ["green sofa"], "kitchen", 2)]
+    turns = [
+        t
+        for _ in range(200)
+        for t in ask_about_view(rng, [CHAIR, DOOR], ["green sofa"], "kitchen", 2)
+    ]
     for question, answer in turns:
         if "red chair?" in question:
             assert answer == "It is 30 degrees left, two meters."

@@ -12,7 +12,11 @@ from nvila_ros.training.objectives import fuse
 from nvila_ros.training.questions import question_words
 from nvila_ros.training.sequences import SequenceBuilder
 
-WORDS = [*question_words(), *"turn left then go through the blue door and stop at red chair".split()]
+WORDS = [
+    *question_words(),
+    *("turn", "left", "then", "go", "through", "the", "blue", "door", "and", "stop", "red"),
+    *("at", "chair"),
+]
 INSTRUCTION = "Turn left. Then go through the blue door and stop at the red chair."
 
 
@@ -39,7 +43,10 @@ def test_fused_batch_equals_the_models_own_fusion(model_and_sequences):
 def test_only_answers_and_their_end_are_supervised(model_and_sequences):
     _, sequences = model_and_sequences
     ids, supervised = sequences.conversation(
-        [("Where is the red chair?", "It is ahead, two meters."), ("What is ahead?", "The blue door.")]
+        [
+            ("Where is the red chair?", "It is ahead, two meters."),
+            ("What is ahead?", "The blue door."),
+        ]
     )
     text = sequences.tokenizer.decode(ids[supervised].tolist(), skip_special_tokens=False)
     assert text == " it is ahead, two meters.<|im_end|> the blue door.<|im_end|>"
