@@ -11,7 +11,7 @@ from nvila_ros.sim.grid import OccupancyGrid
 from nvila_ros.sim.motion import FORWARD_M, NUM_UNITS, STOP, TURN_RAD, UNIT_FORWARD_M, UNIT_TURN_RAD
 
 # One unit motion (0.25 m or 15 degrees) costs 1; the motion's extra decision costs this much more.
-DECISION_COST = 0.5
+DECISION_COST = 1.0
 # Cost to go, with three units to a decision: the best that the vocabulary can do.
 COST_PER_EFFORT_M = 1 / UNIT_FORWARD_M
 COST_PER_M = DECISION_COST / 3 / UNIT_FORWARD_M
@@ -23,10 +23,10 @@ SUCCESS_RADIUS_M = 1.0
 # so a passage with less than 7 cm to spare is for emergencies only.
 CLEARANCE_KNOTS_M = np.array([0.22, 0.30, 0.55])
 SPEED_KNOTS = np.array([0.15, 0.50, 1.0])
-SIGHT_TOLERANCE = 0.08  # a straight line may cost this much more than the path that it replaces
+SIGHT_TOLERANCE = 0.10  # a straight line may cost this much more than the path that it replaces
 NUM_SIGHT_SAMPLES = 45  # along it, at most 5 cm apart
 LOOK_AHEAD_STEPS = np.array([14, 11, 8, 6, 4, 3, 2])  # of 15 cm: candidates for the aim
-MIN_AIM_M = 2.0  # a nearer aim is a bend to come, not a point to hit exactly
+MIN_AIM_M = 3.0  # a nearer aim is a bend to come, not a point to hit exactly
 BLOCKED_SLOWNESS = 20.0
 
 NUM_HEADINGS = 24
@@ -208,7 +208,7 @@ class Planner:
 def stop_cost(distance_m: np.ndarray | float) -> np.ndarray:
     """Cost of stopping at a geodesic distance: a decision, plus what is missing, ever steeper."""
     missing_m = np.maximum(np.asarray(distance_m, dtype=np.float64) - STOP_RADIUS_M, 0)
-    return DECISION_COST + distance_m + 30 * missing_m + 60 * missing_m**2
+    return DECISION_COST + distance_m + 45 * missing_m + 60 * missing_m**2
 
 
 def _turning_cost(error_rad: np.ndarray, blocked: np.ndarray) -> np.ndarray:
