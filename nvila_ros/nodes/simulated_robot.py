@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The robot of the simulator node without ROS: commands in, time passes, sensors out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvila_ros.errors import SceneError
+from nvila_ros.safety import Velocity
+from nvila_ros.settings import check_settings, setting
+from nvila_ros.sim.episodes import Episode, episode_from_seed, load_episodes
+from nvila_ros.sim.renderer import Renderer
+from nvila_ros.sim.world import World
+
+MAX_FORWARD_M_S = 1.0  # what the simulated motors can do
+MAX_TURN_RAD_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatorConfig:
+    """Settings of the simulator node."""
+
+    seed: int = setting(900000, "apartment, start and goal; ignored with episode_file", at_least=0)
+    episode_file: str = setting("", "file of episodes (nvila_ros.sim.episodes.save_episodes)")
+    episode_index: int = setting(0, "which episode of the file", at_least=0)
+    image_width_px: int = setting(224, "width of the camera image, px", at_least=16, at_most=1920)
+    image_height_px: int = setting(224, "height of the camera image, px", at_least=16, at_most=1080)
+    camera_rate_hz: float = setting(10.0, "images per second of simulated time", at_least=0.1)
+    scan_rate_hz: float = setting(10.0, "scans per second of simulated time", at_least=0.1)
+    num_scan_rays: int = setting(360, "rays of the lidar", at_least=8, at_most=3600)
+    step_s: float = setting(
+        0.05, "simulated time per step, also of odometry and clock, s", at_least=0.005, at_most=0.2
+    )
+    real_time_factor: float = setting(
+        1.0, "simulated seconds per second of wall time", at_least=0.05, at_most=20.0
+    )
+    command_timeout_s: float = setting(
+        0.5, "the base stops when cmd_vel was silent for this long, s", at_least=0.05
+    )
+    enable_stamped_cmd_vel: bool = setting(True, "cmd_vel is a TwistStamped, else a Twist")
+    frame_prefix: str = setting("", "put before odom, base_link, camera and lidar frames")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What odometry says after a step."""
+
+    pose: np.ndarray  # (3,) x_m, y_m, yaw_rad
+    velocity: Velocity  # as driven, in the robot's frame
+    collided: bool
+
+
+class SimulatedRobot:
+    """One episode's apartment with the robot in it; one thread uses it (it draws with OpenGL)."""
+
+    def __init__(self, episode: Episode, config: SimulatorConfig) -> None:
+        self.episode = episode
+        self.world = World(episode.scene)
+        self._config = config
+        self._renderer = Renderer(self.world, config.image_width_px, config.image_height_px)
+        self._command = Velocity.ZERO
+        self._commanded_s = -math.inf
+        self.reset()
+
+    @property
+    def horizontal_fov_rad(self) -> float:
+        return self.world.appearance.hfov_rad
+
+    def reset(self) -> None:
+        """Back to the start of the episode, at rest."""
+        self.world.set_pose(np.array(self.episode.start))
+        self._command, self._commanded_s = Velocity.ZERO, -math.inf
+
+    def command(self, velocity: Velocity, wall_s: float) -> None:
+        """The newest cmd_vel; no number is no motion."""
+        if not (math.isfinite(velocity.forward_m_s) and math.isfinite(velocity.turn_rad_s)):
+            velocity = Velocity.ZERO
+        self._command, self._commanded_s = velocity, wall_s
+
+    def step(self, wall_s: float) -> Motion:
+        """One step of simulated time; a command that was not renewed in time is over."""
+        fresh = wall_s - self._commanded_s <= self._config.command_timeout_s
+        velocity = self._command if fresh else Velocity.ZERO
+        forward_m_s = max(-MAX_FORWARD_M_S, min(MAX_FORWARD_M_S, velocity.forward_m_s))
+        turn_rad_s = max(-MAX_TURN_RAD_S, min(MAX_TURN_RAD_S, velocity.turn_rad_s))
+        before = self.world.pose
+        collided = self.world.step(forward_m_s, turn_rad_s, self._config.step_s)
+        pose = self.world.pose
+        driven = (pose - before) / self._config.step_s
+        along_m_s = driven[0] * math.cos(pose[2]) + driven[1] * math.sin(pose[2])
+        return Motion(pose, Velocity(float(along_m_s), float(driven[2])), collided)
+
+    def picture(self) -> np.ndarray:
+        """(H, W, 3) uint8: what the camera sees now."""
+        return self._renderer.render(self.world.pose)
+
+    def scan(self) -> np.ndarray:
+        """(R,) metres, counter-clockwise from straight ahead; inf where nothing is in range."""
+        return self.world.scan(self._config.num_scan_rays)
+
+    def close(self) -> None:
+        """Frees the picture buffers."""
+        self._renderer.close()
+
+
+def load_episode(config: SimulatorConfig) -> Episode:
+    """The episode of the settings; SceneError says what is wrong with the file."""
+    if not config.episode_file:
+        return episode_from_seed(config.seed)
+    episodes = load_episodes(config.episode_file)
+    if config.episode_index >= len(episodes):
+        raise SceneError(
+            f"{config.episode_file} holds {len(episodes)} episodes, "
+            f"episode_index {config.episode_index} asks for more"
+        )
+    return episodes[config.episode_index]
