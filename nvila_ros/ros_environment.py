@@ -26,17 +26,19 @@ def share_folder() -> Path:
     raise FileNotFoundError("share/nvila_ros was not found; install the package again")
 
 
-def process_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a node's process; what the user has set stays as it is.
+def added_environment(base: Mapping[str, str]) -> dict[str, str]:
+    """What a node's process needs beyond `base`; nothing that the user has set is replaced.
 
     The Fast DDS profile makes room for images and finds peers quickly: with the default one best
     effort images above half a megabyte are lost and discovery takes up to three seconds.
     """
-    environment = dict(os.environ if base is None else base)
-    profile = str(share_folder() / "config" / "fastdds.xml")
-    if not any(name in environment for name in _PROFILE_NAMES):
-        environment.update(dict.fromkeys(_PROFILE_NAMES, profile))
-    for name, value in _MALLOC.items():
-        environment.setdefault(name, value)
-    environment.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-    return environment
+    wanted = dict(_MALLOC)
+    if not any(name in base for name in _PROFILE_NAMES):
+        wanted.update(dict.fromkeys(_PROFILE_NAMES, str(share_folder() / "config" / "fastdds.xml")))
+    return {name: value for name, value in wanted.items() if name not in base}
+
+
+def process_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The whole environment for a node's process, by default on top of this process's."""
+    base = os.environ if base is None else base
+    return {**base, **added_environment(base)}
