@@ -2,6 +2,7 @@
 """Starts the navigator: ros2 launch nvila_ros navigate.launch.py image_topic:=/camera/image_raw."""
 
 import os
+from pathlib import Path
 
 import yaml
 from launch import LaunchContext, LaunchDescription
@@ -45,7 +46,7 @@ def start(context: LaunchContext) -> list[Node]:
 
     parameters = {name: yaml.safe_load(given(name)) for name, _, _ in PARAMETERS if given(name)}
     if "model_path" in parameters:
-        parameters["model_path"] = os.path.expanduser(given("model_path"))
+        parameters["model_path"] = str(Path(given("model_path")).expanduser())
     parameters["use_sim_time"] = yaml.safe_load(given("use_sim_time"))
     topics = ("image", "odom", "scan", "cmd_vel", "instruction")
     return [

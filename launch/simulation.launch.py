@@ -2,6 +2,7 @@
 """Starts the embedded simulator and the navigator: ros2 launch nvila_ros simulation.launch.py."""
 
 import os
+from pathlib import Path
 
 import yaml
 from launch import LaunchContext, LaunchDescription
@@ -32,7 +33,7 @@ def start_simulator(context: LaunchContext) -> list[Node]:
     if given("seed"):
         parameters["seed"] = int(given("seed"))
     if given("episode_file"):
-        parameters["episode_file"] = os.path.expanduser(given("episode_file"))
+        parameters["episode_file"] = str(Path(given("episode_file")).expanduser())
     if given("real_time_factor"):
         parameters["real_time_factor"] = float(given("real_time_factor"))
     if given("enable_stamped_cmd_vel"):
