@@ -16,14 +16,16 @@ from nvila_ros.errors import SceneError
 from nvila_ros.sim.grid import OccupancyGrid
 from nvila_ros.sim.instructions import Clause, Sightings, compose, describe, unique_furniture
 from nvila_ros.sim.layout import generate_scene
+from nvila_ros.sim.motion import wrap
 from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.route import Route
-from nvila_ros.sim.scene import Furniture, Scene
+from nvila_ros.sim.scene import CATEGORIES, Furniture, Scene
 
 # Poses (N, 3) -> for each the landmarks in view, key -> share of the picture's pixels.
 Visible = Callable[[np.ndarray], Sequence[dict[str, float]]]
 
-GOAL_DISTANCE_M = 0.70  # from the front face to the robot's centre
+GOAL_DISTANCE_M = 0.70  # from the goal's face to the robot's centre
+GOAL_BEARING_RAD = np.radians(50)  # of the goal's piece from the last metre of the path
 MIN_CLEARANCE_M = 0.30  # at the start and at the goal
 MIN_PATH_CLEARANCE_M = 0.27  # turns come in steps of 15 degrees: tighter ways are not asked for
 MIN_GEODESIC_M, MAX_GEODESIC_M = 3.0, 12.0
@@ -179,14 +181,30 @@ class _Draft:
 def _goals(
     scene: Scene, grid: OccupancyGrid, rng: np.random.Generator
 ) -> list[tuple[Furniture, np.ndarray]]:
-    """Pieces with a name of their own and room to stand in front, in random order."""
+    """Places before pieces with a name of their own, in random order.
+
+    A piece at a wall is met from its front; one that stands free, or in a corner, from any side.
+    """
     found = []
     for piece in unique_furniture(scene):
-        point = np.array([piece.x_m, piece.y_m])
-        point += piece.front * (piece.depth_m / 2 + GOAL_DISTANCE_M)
-        if piece.solid and grid.is_free(point) and grid.clearance_at(point) >= MIN_CLEARANCE_M:
-            found.append((piece, point))
+        sides = 1 if CATEGORIES[piece.category].placement == "wall" else 4
+        for side in range(sides if piece.solid else 0):
+            reach_m = (piece.width_m if side % 2 else piece.depth_m) / 2 + GOAL_DISTANCE_M
+            yaw_rad = piece.yaw_rad + side * np.pi / 2
+            offset = reach_m * np.array([np.cos(yaw_rad), np.sin(yaw_rad)])
+            point = np.array([piece.x_m, piece.y_m]) + offset
+            if (
+                grid.is_free(point)
+                and grid.clearance_at(point) >= MIN_CLEARANCE_M
+                and _room_id(scene, point) == piece.room_id
+            ):
+                found.append((piece, point))
     return [found[index] for index in rng.permutation(len(found))[:MAX_GOALS]]
+
+
+def _room_id(scene: Scene, point: np.ndarray) -> int | None:
+    room = scene.room_at(float(point[0]), float(point[1]))
+    return None if room is None else room.id
 
 
 def _drafts(
@@ -196,10 +214,10 @@ def _drafts(
     rng: np.random.Generator,
     count: int,
 ) -> list[_Draft]:
-    """About `count` routes from random starts, each with a passable path of the right length."""
+    """Up to `count` routes from random starts, each with a passable path of the right length."""
     grid = planner.grid
     roomy = np.argwhere(grid.free & (grid.clearance_m >= MIN_CLEARANCE_M))
-    num_tried = 2 * count + 8
+    num_tried = 4 * count + 8
     starts = grid.centre(roomy[rng.integers(len(roomy), size=num_tried)])
     goal_index = rng.integers(len(goals), size=num_tried)
     geodesic_m = planner.distance_m(starts, goal_index)
@@ -208,13 +226,22 @@ def _drafts(
     wide = grid.clearance_at(trails).min(axis=1) >= MIN_PATH_CLEARANCE_M
     arrived = np.linalg.norm(trails[:, -1] - planner.goals[goal_index[kept]], axis=-1) < 0.1
     drafts = []
-    for row in np.flatnonzero(wide & arrived)[:count]:
+    for row in np.flatnonzero(wide & arrived):
         index = kept[row]
         piece, goal = goals[goal_index[index]]
         start = np.array([*starts[index], rng.uniform(-np.pi, np.pi)])
         route = Route.from_path(scene, _smooth(trails[row]))
-        drafts.append(_Draft(start, goal, piece, float(geodesic_m[index]), route))
-    return drafts
+        if _faces_goal(route, piece):
+            drafts.append(_Draft(start, goal, piece, float(geodesic_m[index]), route))
+    return drafts[:count]
+
+
+def _faces_goal(route: Route, piece: Furniture) -> bool:
+    """The goal's piece lies in front of a robot on its last metre: it sees why it stops."""
+    before_m = route.length_m - 0.9
+    offset = np.array([piece.x_m, piece.y_m]) - route.at(before_m)
+    heading_rad = route.direction_rad(before_m, route.length_m)
+    return abs(wrap(np.arctan2(offset[1], offset[0]) - heading_rad)) < GOAL_BEARING_RAD
 
 
 def _smooth(trail: np.ndarray) -> np.ndarray:

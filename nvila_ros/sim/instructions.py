@@ -17,6 +17,7 @@ FIRST_TURN_RAD = math.radians(35)
 TURN_AROUND_RAD = math.radians(135)
 SEEN_SHARE = 0.004  # of the picture's pixels: enough to be told apart
 LANDMARK_SHARE = 0.01  # of the picture: a thing that a turn or a passing may be tied to
+GOAL_SHARE = 0.015  # of the picture, in the last metre: the goal is where the robot looks
 MAX_CLAUSES = 7
 MIN_LEG_M = 2.5  # a shorter stretch needs no landmark on the way
 PASS_PROBABILITY = 0.6
@@ -123,7 +124,7 @@ class _Describer:
     def describe(self, start_yaw_rad: float) -> list[Clause] | None:
         """All clauses, or None where a door or the goal is never seen on the way to it."""
         length_m = self._route.length_m
-        if self._sightings.largest_share(self._goal.key, length_m - 3, length_m) < SEEN_SHARE:
+        if not self._is_seen(self._goal.key, length_m - 1.1, length_m, GOAL_SHARE):
             return None
         starts = self._leg_starts()
         for crossing, start_m in zip(self._crossings, starts, strict=False):
@@ -132,7 +133,7 @@ class _Describer:
         clauses = self._first_turn(start_yaw_rad)
         clauses += [self._door(crossing) for crossing in self._crossings]
         bends = [bend for bend in self._route.bends(self._crossings) if self._is_needed(bend)]
-        turns = [self._turn(bend) for bend in bends]
+        turns = _without_repeats([self._turn(bend) for bend in bends])
         passes = self._passes(clauses + turns)
         if len(clauses) + len(turns) + 1 > MAX_CLAUSES:
             return None
@@ -223,6 +224,17 @@ class _Describer:
 
     def _pick(self, texts: tuple[str, ...], **words: str) -> str:
         return texts[int(self._rng.integers(len(texts)))].format(**words)
+
+
+def _without_repeats(turns: list[Clause]) -> list[Clause]:
+    """A long bend around one thing is said once, and is done where it ends."""
+    kept: list[Clause] = []
+    for turn in turns:
+        if kept and turn.landmark is not None and turn.landmark == kept[-1].landmark:
+            kept[-1] = dataclasses.replace(kept[-1], arc_m=turn.arc_m)
+        else:
+            kept.append(turn)
+    return kept
 
 
 def _side(left: bool) -> str:
