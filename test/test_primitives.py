@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Primitives on a kinematic robot: they end where they should, and say why when they cannot."""
 
+import itertools
 import math
 
 import pytest
@@ -56,7 +57,7 @@ def test_speed_is_a_trapezoid():
     _, _, _, speeds = drive(Primitive(0.75, 0.0, CONFIG))
     forward = [velocity.forward_m_s for velocity in speeds]
     steepest = CONFIG.acceleration_m_s2 * STEP_S
-    rises = [after - before for before, after in zip(forward, forward[1:], strict=False)]
+    rises = [after - before for before, after in itertools.pairwise(forward)]
     assert max(forward) == CONFIG.max_forward_m_s
     assert max(rises) <= steepest + 1e-9
     assert min(rises) >= -3 * steepest

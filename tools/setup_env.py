@@ -164,8 +164,25 @@ def install_packages(ros: str | None) -> None:
     elif platform.machine() != "x86_64":
         say("ROS 2 comes as pip wheels for x86_64 only: source a ROS 2 to have the nodes here")
     say("installing packages (a few minutes the first time)")
-    pip = [str(VENV / "bin/python"), "-m", "pip", "install", "--quiet", "--no-input"]
+    pip = [str(VENV / "bin/python"), "-m", "pip", "install", "-qq", "--no-input"]
     run([*pip, "-c", str(pins), "--editable", f".[{extras}]"], "installing packages")
+
+
+def link_shared_files() -> None:
+    """What an editable install leaves out: where `ros2 run` and `ros2 launch` look in .venv."""
+    links = {
+        "share/ament_index/resource_index/packages/nvila_ros": "resource/nvila_ros",
+        "share/nvila_ros/package.xml": "package.xml",
+        "share/nvila_ros/config": "config",
+        "share/nvila_ros/launch": "launch",
+        "lib/nvila_ros": "libexec",
+    }
+    for place, source in links.items():
+        link = VENV / place
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(ROOT / source)
 
 
 def ensure_graphics() -> None:
@@ -199,6 +216,7 @@ def main() -> int:
         ensure_graphics()
         make_venv(python, ros)
         install_packages(ros)
+        link_shared_files()
         STAMP.write_text(wanted, encoding="utf-8")
         say("ready")
     except SetupError as error:
