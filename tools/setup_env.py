@@ -170,19 +170,22 @@ def install_packages(ros: str | None) -> None:
 
 def link_shared_files() -> None:
     """What an editable install leaves out: where `ros2 run` and `ros2 launch` look in .venv."""
-    links = {
-        "share/ament_index/resource_index/packages/nvila_ros": "resource/nvila_ros",
-        "share/nvila_ros/package.xml": "package.xml",
-        "share/nvila_ros/config": "config",
-        "share/nvila_ros/launch": "launch",
-        "lib/nvila_ros": "libexec",
+    places = {
+        "resource/*": "share/ament_index/resource_index/packages",
+        "package.xml": "share/nvila_ros",
+        "config/*": "share/nvila_ros/config",
+        "launch/*": "share/nvila_ros/launch",
+        "libexec/*": "lib/nvila_ros",
     }
-    for place, source in links.items():
-        link = VENV / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
+    for pattern, place in places.items():
+        folder = VENV / place
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in filter(
+            Path.is_file, ROOT.glob(pattern)
+        ):  # ros2 launch enters no linked folder
+            link = folder / source.name
             link.unlink(missing_ok=True)
-            link.symlink_to(ROOT / source)
+            link.symlink_to(source)
 
 
 def ensure_graphics() -> None:
