@@ -83,7 +83,7 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="Apartment and start.")] = None,
     model: ModelOption = NANO_FOLDER,
     output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
-    timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 150.0,
+    timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 100.0,
     require_success: RequireOption = False,
 ) -> None:
     """Drive one episode through real ROS 2 topics: simulator and navigator are two processes."""

@@ -72,6 +72,7 @@ def load(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Conf
             f"{prefix}expected a mapping of {cls.__name__} keys, got {type(mapping).__name__}"
         )
     hints = typing.get_type_hints(cls)
+    assert dataclasses.is_dataclass(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in mapping:
         if key not in fields:
@@ -138,7 +139,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
                 f"{name} is {value!r}, expected one of {', '.join(map(repr, arguments))}"
             )
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else load(hint, value, name)
     if origin is tuple:
         return _convert_tuple(value, arguments, name)

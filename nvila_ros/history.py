@@ -34,8 +34,9 @@ class FrameHistory:
         5 sampled frames:   None None None 0 1 2 3 4
         20 sampled frames:  0 2 5 8 10 13 16 19
 
-    The newest image is always the current one. While the robot stands near the last kept frame, the
-    newest image takes that frame's place, so that waiting never fills the history with duplicates.
+    The newest image is always the current one, and what was shown as the current one is kept. Only
+    while the robot stands within half a step of the last kept frame does the newest image take that
+    frame's place, so that waiting never fills the history with duplicates.
     Above `capacity` the densest place is thinned and `select()` takes the nearest frame left.
     """
 
@@ -68,9 +69,7 @@ class FrameHistory:
         self._current = frame
         moved_steps = self._steps_since_last_sample(frame)
         if moved_steps >= self.config.step_tolerance:
-            self._frames.append(frame)
-            self._num_sampled += 1
-            self._thin()
+            self._sample(frame)
             return True
         if moved_steps < 0.5:
             frame.index = self._frames[-1].index
@@ -80,8 +79,7 @@ class FrameHistory:
         """The `num_frames` frames the model is shown, oldest first; None stands for black."""
         if self._current is None:
             return [None] * self.config.num_frames
-        self._adopt_current()
-        current = self._current
+        current = self._keep(self._current)
         count = current.index + 1
         size = self.config.num_frames
         past = [frame for frame in self._frames if frame.index < current.index]
@@ -96,15 +94,23 @@ class FrameHistory:
         """Sampled frames that were never encoded, oldest first; the last may still be replaced."""
         return [frame for frame in self._frames[:-1] if frame.features is None]
 
-    def _adopt_current(self) -> None:
-        """Lets the newest image stand in for the last sample it was taken next to."""
-        last, current = self._frames[-1], self._current
-        if current is not last and current.index == last.index:
-            # The sample keeps its own pose: a creeping robot must still reach the next step.
-            adopted = Frame(
-                last.index, current.rgb, last.x_m, last.y_m, last.yaw_rad, current.stamp_s
-            )
-            self._frames[-1] = self._current = adopted
+    def _sample(self, frame: Frame) -> None:
+        self._frames.append(frame)
+        self._num_sampled += 1
+        self._thin()
+
+    def _keep(self, current: Frame) -> Frame:
+        """Makes the current frame the last sample, beside the one before it or in its place."""
+        last = self._frames[-1]
+        if current is last:
+            return current
+        if current.index > last.index:
+            self._sample(current)
+            return current
+        # The sample keeps its own pose: a creeping robot must still reach the next step.
+        adopted = Frame(last.index, current.rgb, last.x_m, last.y_m, last.yaw_rad, current.stamp_s)
+        self._frames[-1] = self._current = adopted
+        return adopted
 
     def _steps_since_last_sample(self, frame: Frame) -> float:
         if not self._frames:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nvila_ros.actions import ACTIONS, Action, ActionTrie
 from nvila_ros.config import HistoryConfig
@@ -64,7 +63,9 @@ class NavigationPolicy:
         self._tokenizer = tokenizer
         self._trie = ActionTrie(tokenizer)
         self._prompt_ids: list[int] | None = None
-        self._black: Tensor | None = None
+        side_px = model.config.vision.image_size
+        black = np.zeros((side_px, side_px, 3), np.uint8)
+        self._black = Frame(index=-1, rgb=black, x_m=0.0, y_m=0.0, yaw_rad=0.0, stamp_s=0.0)
         self._lock = threading.Lock()
 
     @classmethod
@@ -104,14 +105,14 @@ class NavigationPolicy:
         """Chooses the next action from what was observed up to now."""
         begin_s = time.perf_counter()
         with self._lock:
-            prompt_ids, frames = self._prompt_ids, self._history.select()
+            prompt_ids, selected = self._prompt_ids, self._history.select()
         if prompt_ids is None:
             raise InstructionError("there is no instruction yet; call reset(instruction) first")
-        current = frames[-1]
-        if current is None:
+        if selected[-1] is None:
             raise ImageError("there is no image yet; call observe(...) before decide()")
-        num_encoded = self._encode(frames)
-        blocks = [self._black if frame is None else frame.features for frame in frames]
+        shown = [frame or self._black for frame in selected]
+        num_encoded = self._encode(shown)
+        blocks = [frame.features for frame in shown]
         choice = choose(self._model, prompt_ids, blocks, self._trie)
         return Decision(
             action=ACTIONS[choice.index],
@@ -119,8 +120,8 @@ class NavigationPolicy:
             probabilities=choice.probabilities,
             latency_s=time.perf_counter() - begin_s,
             num_encoded_frames=num_encoded,
-            frame_indices=tuple(None if frame is None else frame.index for frame in frames),
-            stamp_s=current.stamp_s,
+            frame_indices=tuple(frame and frame.index for frame in selected),
+            stamp_s=shown[-1].stamp_s,
         )
 
     def prepare(self) -> int:
@@ -130,20 +131,13 @@ class NavigationPolicy:
         return self._encode(frames)
 
     @torch.inference_mode()
-    def _encode(self, frames: Sequence[Frame | None]) -> int:
+    def _encode(self, frames: Sequence[Frame]) -> int:
         """Fills missing features in one batch; returns how many frames were encoded."""
-        missing = [frame for frame in frames if frame is not None and frame.features is None]
-        images = [frame.rgb for frame in missing]
-        needs_black = self._black is None and None in frames
-        config = self._model.config
-        if needs_black:
-            images.append(np.zeros((config.vision.image_size,) * 2 + (3,), np.uint8))
-        if not images:
+        missing = [frame for frame in dict.fromkeys(frames) if frame.features is None]
+        if not missing:
             return 0
-        pixels = torch.stack([frame_pixels(image, config) for image in images])  # (F, 3, S, S)
+        pixels = torch.stack([frame_pixels(frame.rgb, self._model.config) for frame in missing])
         features = self._model.encode_frames(pixels.to(self._model.device, self._model.dtype))
-        if needs_black:
-            self._black = features[-1]
-        for frame, block in zip(missing, features, strict=False):
+        for frame, block in zip(missing, features, strict=True):  # (T, D)
             frame.features = block
-        return len(images)
+        return len(missing)

@@ -39,6 +39,7 @@ class ModelDriver:
 
     def see(self, rgb: np.ndarray | None, pose: np.ndarray, stamp_s: float) -> None:
         """Lets the policy observe."""
+        assert rgb is not None, "a model needs the camera"
         x_m, y_m, yaw_rad = (float(value) for value in pose)
         self._policy.observe(rgb, x_m, y_m, yaw_rad, stamp_s)
 

@@ -36,23 +36,19 @@ def draw_floor_plan(
     result: str = "",
 ) -> Image.Image:
     """Plan of an episode; `driven` is (N, 2+) metres, `result` one line of text below."""
-    canvas = _Canvas(episode.scene, instruction or episode.instruction, result)
-    canvas.names(episode.scene)
-    canvas.circle(episode.goal, SUCCESS_RADIUS_M, GOAL, width_m=0.02)
-    canvas.dashes(np.asarray(episode.path), ORACLE, 0.05)
+    plan = FloorPlan(episode, instruction or episode.instruction, result)
     if driven is not None and len(driven) > 1:
-        canvas.line(driven[:, :2], DRIVEN, 0.06)
-        canvas.disc(driven[-1, :2], 0.11, DRIVEN)
-    canvas.arrow(np.asarray(episode.start), START)
-    canvas.star(np.asarray(episode.goal), GOAL)
-    canvas.legend(driven is not None)
-    return canvas.finish()
+        plan.line(driven[:, :2], DRIVEN, 0.06)
+        plan.disc(driven[-1, :2], 0.11, DRIVEN)
+    plan.legend(driven is not None)
+    return plan.image()
 
 
-class _Canvas:
-    """A picture in metres: y up, text lines above and below the plan."""
+class FloorPlan:
+    """A picture in metres, y up: apartment, oracle path, start, goal, and text above and below."""
 
-    def __init__(self, scene: Scene, title: str, footer: str) -> None:
+    def __init__(self, episode: Episode, title: str = "", footer: str = "") -> None:
+        scene = episode.scene
         self._scale = PIXELS_PER_M * SUPERSAMPLING
         characters = max(40, int(scene.width_m * 9))
         title_lines = textwrap.wrap(title, characters)
@@ -73,8 +69,13 @@ class _Canvas:
         if footer:
             top_m = self._header_m + scene.height_m + LINE_HEIGHT_M * 1.3
             self._text_at(MARGIN_M, top_m, footer, 0.2)
+        self._names(scene)
+        self._circle(np.asarray(episode.goal), SUCCESS_RADIUS_M, GOAL, width_m=0.02)
+        self._dashes(np.asarray(episode.path), ORACLE, 0.05)
+        self._arrow(np.asarray(episode.start), START)
+        self._star(np.asarray(episode.goal), GOAL)
 
-    def names(self, scene: Scene) -> None:
+    def _names(self, scene: Scene) -> None:
         """What the rooms and the pieces are called."""
         for room in scene.rooms:
             self._text(room.centre, room.kind.upper(), 0.2, (90, 90, 95))
@@ -89,7 +90,7 @@ class _Canvas:
             width = self._length(width_m + extra_m)
             self._draw.line(pixels, fill=tint, width=width, joint="curve")
 
-    def dashes(self, points_m: np.ndarray, colour: tuple[int, int, int], width_m: float) -> None:
+    def _dashes(self, points_m: np.ndarray, colour: tuple[int, int, int], width_m: float) -> None:
         """A dashed polyline, 12 cm on and 8 cm off."""
         steps_m = np.linalg.norm(np.diff(points_m, axis=0), axis=1)
         arc_m = np.concatenate([[0.0], np.cumsum(steps_m)])
@@ -98,7 +99,7 @@ class _Canvas:
             dash = [np.interp(wanted_m, arc_m, points_m[:, axis]) for axis in (0, 1)]
             self.line(np.stack(dash, axis=1), colour, width_m)
 
-    def circle(
+    def _circle(
         self, centre_m: np.ndarray, radius_m: float, colour: tuple[int, int, int], width_m: float
     ) -> None:
         """A ring."""
@@ -111,13 +112,13 @@ class _Canvas:
             self._box(centre_m, radius_m), fill=colour, outline=BACKGROUND, width=self._scale // 50
         )
 
-    def arrow(self, pose: np.ndarray, colour: tuple[int, int, int]) -> None:
+    def _arrow(self, pose: np.ndarray, colour: tuple[int, int, int]) -> None:
         """A triangle that points where the robot looks."""
         angles = pose[2] + np.array([0.0, 2.5, -2.5])
         corners = pose[:2] + 0.22 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         self._polygon(corners, colour)
 
-    def star(self, centre_m: np.ndarray, colour: tuple[int, int, int]) -> None:
+    def _star(self, centre_m: np.ndarray, colour: tuple[int, int, int]) -> None:
         """A five-pointed star."""
         angles = math.pi / 2 + np.arange(10) * math.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, 0.22, 0.09)[:, None]
@@ -137,11 +138,15 @@ class _Canvas:
             self._text_at(left_m + 0.2, top_m, name, 0.17)
             left_m += 0.45 + 0.095 * len(name)
 
-    def finish(self) -> Image.Image:
-        """The picture at its final size."""
+    def image(self) -> Image.Image:
+        """The picture at its final size, even in both directions as video codecs want it."""
         width, height = self._image.size
         size = (width // SUPERSAMPLING // 2 * 2, height // SUPERSAMPLING // 2 * 2)
         return self._image.resize(size, Image.Resampling.LANCZOS)
+
+    def pixels(self, points_m: np.ndarray) -> np.ndarray:
+        """(N, 2+) metres -> (N, 2) column and row in `image()`."""
+        return np.array([self._pixel(point) for point in points_m]) / SUPERSAMPLING
 
     def _pixel(self, point_m: np.ndarray) -> tuple[float, float]:
         x = (point_m[0] + MARGIN_M) * self._scale

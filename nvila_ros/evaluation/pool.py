@@ -98,6 +98,7 @@ def _make_driver(job: EvaluationJob) -> Driver:
         return OracleDriver()
     from nvila_ros.policy import NavigationPolicy
 
+    assert job.model_path is not None  # checked when the job was made
     return ModelDriver(NavigationPolicy.load(job.model_path, job.device))
 
 

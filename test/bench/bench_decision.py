@@ -27,7 +27,7 @@ class UncachedPolicy(NavigationPolicy):
 
     def decide(self):
         """Encodes all frames shown."""
-        self._black = None
+        self._black.features = None
         for frame in self._history.select():
             if frame is not None:
                 frame.features = None
