@@ -120,7 +120,7 @@ class NavigationPolicy:
             probabilities=choice.probabilities,
             latency_s=time.perf_counter() - begin_s,
             num_encoded_frames=num_encoded,
-            frame_indices=tuple(frame and frame.index for frame in selected),
+            frame_indices=tuple(None if frame is None else frame.index for frame in selected),
             stamp_s=shown[-1].stamp_s,
         )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
@@ -104,11 +105,10 @@ def judge(record: DriveRecord, episode: Episode, config: EvaluationConfig) -> Ep
     """The metrics of a recorded drive; a primitive collided when a contact was heard during it."""
     path_m = record.path_m()
     moves = [decision for decision in record.decisions if decision.index != 0]
-    begins_s = [decision.heard_s for decision in moves]
-    ends_s = [*begins_s[1:], math.inf]
+    begins_s = [*(decision.heard_s for decision in moves), math.inf]
     collided = [
         any(begin_s <= contact_s < end_s for contact_s in record.collisions_s)
-        for begin_s, end_s in zip(begins_s, ends_s, strict=True)
+        for begin_s, end_s in itertools.pairwise(begins_s)
     ]
     return episode_metrics(
         seed=episode.seed,
