@@ -12,7 +12,10 @@ import pytest
 from nvila_ros.nodes import child_processes
 from nvila_ros.nodes.child_processes import ChildProcesses, PeakMemory
 
-POLITE = "import time; print('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('bye')"
+POLITE = (
+    "import time; print('up', flush=True)\n"
+    "try: time.sleep(60)\nexcept KeyboardInterrupt: print('bye')"
+)
 STUBBORN = (
     "import signal, time\n"
     "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)\n"
