@@ -15,6 +15,7 @@ from nvila_ros.sim.scene import Scene
 
 SAFETY_MARGIN_M = 0.02  # free cells keep this much more than the robot's radius from every obstacle
 BORDER_M = 0.2  # frame of cells around the apartment, so that neighbours of a free cell exist
+RIM_CELLS = 3  # never free: from a free cell one may look this far in every direction
 MAX_CLEARANCE_M = 1.2  # farther obstacles do not matter to any motion
 
 
@@ -30,7 +31,8 @@ class OccupancyGrid:
     clearance_m: (
         np.ndarray
     )  # float32: distance from the cell's centre to the next obstacle, at most 1.2 m
-    nearest_free: np.ndarray  # int32 (nx, ny): flat index of the nearest free cell
+    nearest_free: np.ndarray  # int32: flat index of the nearest free cell
+    to_free_m: np.ndarray  # float32: distance to it, 0 in free cells
 
     @classmethod
     def from_scene(
@@ -74,8 +76,9 @@ class OccupancyGrid:
         robot_radius_m: float,
     ) -> OccupancyGrid:
         fits = clearance_m > robot_radius_m + SAFETY_MARGIN_M
-        fits[[0, -1], :] = False
-        fits[:, [0, -1]] = False
+        rim = np.ones_like(fits)
+        rim[RIM_CELLS:-RIM_CELLS, RIM_CELLS:-RIM_CELLS] = False
+        fits &= ~rim
         labels, num_components = ndimage.label(fits)
         if num_components == 0:
             raise SceneError(
@@ -83,7 +86,7 @@ class OccupancyGrid:
                 f"{fits.shape} cells; make the scene larger or the robot smaller"
             )
         free = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-        nearest = ndimage.distance_transform_edt(~free, return_distances=False, return_indices=True)
+        to_free, nearest = ndimage.distance_transform_edt(~free, return_indices=True)
         return cls(
             resolution_m=resolution_m,
             origin_m=origin_m,
@@ -92,6 +95,7 @@ class OccupancyGrid:
             free=free,
             clearance_m=clearance_m,
             nearest_free=np.ravel_multi_index(tuple(nearest), free.shape).astype(np.int32),
+            to_free_m=to_free.astype(np.float32) * resolution_m,
         )
 
     @property

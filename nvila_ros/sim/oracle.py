@@ -12,12 +12,11 @@ from nvila_ros.sim.motion import FORWARD_M, NUM_UNITS, STOP, TURN_RAD, UNIT_FORW
 
 # One unit motion (0.25 m or 15 degrees) costs 1; the motion's extra decision costs this much more.
 DECISION_COST = 1.0
-# Cost to go, with three units to a decision: the best that the vocabulary can do.
+# Cost to go: the units, and a decision for every three of them, the best the vocabulary can do.
 COST_PER_EFFORT_M = 1 / UNIT_FORWARD_M
 COST_PER_M = DECISION_COST / 3 / UNIT_FORWARD_M
 COST_PER_RAD = (1 + DECISION_COST / 3) / UNIT_TURN_RAD
 STOP_RADIUS_M = 0.30  # stopping within it is best
-SUCCESS_RADIUS_M = 1.0
 
 # Paths keep off furniture: the planner's speed at a clearance. Turns come in steps of 15 degrees,
 # so a passage with less than 7 cm to spare is for emergencies only.
@@ -68,9 +67,6 @@ class Planner:
         self._slowness = np.where(grid.free, 1 / speed, BLOCKED_SLOWNESS).ravel()
         self._distance_m = distance_fields(grid.free, cells, grid.resolution_m)
         self._effort_m = distance_fields(grid.free, cells, grid.resolution_m, speed)
-        centres = grid.centre(np.stack(np.divmod(grid.nearest_free, grid.shape[1]), axis=-1))
-        own = grid.centre(np.stack(np.indices(grid.shape), axis=-1))
-        self._to_free_m = np.linalg.norm(centres - own, axis=-1).ravel()
         offsets, lengths = _descent_offsets()
         self._offsets = offsets[:, 0] * grid.shape[1] + offsets[:, 1]
         # Less than one per metre: among equally steep steps the longer one is taken.
@@ -101,7 +97,7 @@ class Planner:
         direction = np.stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])], axis=-1)
         points = poses[:, None, :2] + ahead_m[:, None] * direction[:, None, :]  # (N, 4, 2)
         flat_points, flat_goal = points.reshape(-1, 2), np.repeat(goal, len(ahead_m))
-        effort_m = self._interpolate(self._effort_m, flat_points, flat_goal)
+        effort_m = self._interpolate(self._effort_m, flat_points, flat_goal, 1 / SPEED_KNOTS[0])
         distance_m = self._interpolate(self._distance_m, flat_points, flat_goal)
         effort_m = effort_m.reshape(-1, len(ahead_m))[:, POSITION]
         distance_m = distance_m.reshape(-1, len(ahead_m))[:, POSITION]
@@ -141,8 +137,7 @@ class Planner:
         field, rows = self._effort_m.ravel(), np.arange(len(cells))
         for step in range(1, num_steps + 1):
             options = cells[:, None] + self._offsets  # (N, 24)
-            # A step from the border could leave the goal's own field; free cells are never there.
-            there = field.take(base[:, None] + options, mode="clip")
+            there = field[base[:, None] + options]
             choice = (there + self._offset_cost).argmin(axis=1)
             improves = there[rows, choice] < field[base + cells]
             cells = np.where(improves, options[rows, choice], cells)
@@ -159,7 +154,9 @@ class Planner:
             raise ValueError(f"{len(poses)} poses for {len(self.goals)} goals: pass goal_index")
         return np.arange(len(self.goals))
 
-    def _interpolate(self, field: np.ndarray, points: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    def _interpolate(
+        self, field: np.ndarray, points: np.ndarray, goal: np.ndarray, slowness: float = 1.0
+    ) -> np.ndarray:
         """Bilinear; a cell that is not free counts as its nearest free one plus the way there."""
         grid = self.grid
         scaled = (points - grid.origin_m) / grid.resolution_m - 0.5
@@ -168,7 +165,8 @@ class Planner:
         corner = lower[:, 0] * grid.shape[1] + lower[:, 1]
         corners = corner[:, None] + np.array([0, 1, grid.shape[1], grid.shape[1] + 1])
         base = self._field_index[goal][:, None] * grid.free.size
-        values = field.ravel()[base + grid.nearest_free.ravel()[corners]] + self._to_free_m[corners]
+        values = field.ravel()[base + grid.nearest_free.ravel()[corners]]
+        values = values + slowness * grid.to_free_m.ravel()[corners]
         x, y = part[:, 0], part[:, 1]
         weights = np.stack([(1 - x) * (1 - y), (1 - x) * y, x * (1 - y), x * y], axis=-1)
         return (values * weights).sum(axis=-1)

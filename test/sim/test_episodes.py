@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes: sound, told in known words, the same from the same seed, and kept in files."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from nvila_ros.errors import SceneError
+from nvila_ros.sim.episodes import (
+    Episode,
+    episode_from_seed,
+    generate_batch,
+    generate_episode,
+    load_episodes,
+    save_episodes,
+)
+from nvila_ros.sim.grid import OccupancyGrid
+from nvila_ros.sim.instructions import MAX_CLAUSES, VOCABULARY_WORDS
+from nvila_ros.sim.layout import generate_scene
+from nvila_ros.sim.oracle import Planner
+
+SEED = 31
+
+
+def make_batch(count=12, seen=True):
+    scene = generate_scene(SEED)
+    keys = [thing.key for thing in (*scene.doors, *scene.furniture)] if seen else []
+    grid = OccupancyGrid.from_scene(scene)
+    rng = np.random.default_rng(SEED)
+    return grid, generate_batch(
+        scene, grid, lambda poses: [dict.fromkeys(keys, 0.05)] * len(poses), rng, count
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return make_batch()
+
+
+def test_batch_holds_as_many_as_asked(batch):
+    assert len(batch[1]) == 12
+
+
+def test_starts_and_goals_are_free_and_a_walk_apart(batch):
+    grid, episodes = batch
+    for episode in episodes:
+        assert grid.clearance_at([episode.start, (*episode.goal, 0)]).min() >= 0.3
+        assert 3 <= episode.geodesic_m <= 12
+        distance_m = Planner(grid, [episode.goal]).distance_m([episode.start])[0]
+        assert episode.geodesic_m == pytest.approx(distance_m, abs=0.01)
+
+
+def test_path_leads_from_start_to_goal_through_free_floor(batch):
+    grid, episodes = batch
+    for episode in episodes:
+        path = np.array(episode.path)
+        assert np.linalg.norm(path[0] - episode.start[:2]) < 0.1
+        assert np.linalg.norm(path[-1] - episode.goal) < 0.1
+        assert grid.clearance_at(path).min() > 0.22
+        assert np.hypot(*np.diff(path, axis=0).T).sum() > 0.97 * episode.geodesic_m
+
+
+def test_goal_lies_before_its_piece(batch):
+    for episode in batch[1]:
+        piece = episode.scene.furniture[episode.goal_furniture_id]
+        away_m = np.linalg.norm(np.subtract(episode.goal, (piece.x_m, piece.y_m)))
+        reach_m = away_m - 0.7
+        assert min(abs(reach_m - piece.depth_m / 2), abs(reach_m - piece.width_m / 2)) < 1e-3
+        assert episode.clauses[-1].landmark == piece.key
+
+
+def test_instruction_holds_the_clauses_in_known_words(batch):
+    for episode in batch[1]:
+        text = episode.instruction.lower()
+        assert 1 <= len(episode.clauses) <= MAX_CLAUSES
+        positions = [text.find(clause.text) for clause in episode.clauses]
+        assert -1 not in positions
+        assert set(re.findall(r"[a-z]+", text)) <= VOCABULARY_WORDS
+        arcs_m = [clause.arc_m for clause in episode.clauses]
+        assert arcs_m == sorted(arcs_m)
+
+
+def test_nothing_is_told_where_nothing_is_seen():
+    assert make_batch(count=3, seen=False)[1] == []
+    scene = generate_scene(SEED)
+    grid = OccupancyGrid.from_scene(scene)
+    rng = np.random.default_rng(0)
+    assert generate_episode(scene, grid, rng, lambda poses: [{}] * len(poses)) is None
+
+
+def test_same_seed_same_episodes(batch):
+    assert make_batch()[1] == batch[1]
+
+
+def test_files_keep_everything(batch, tmp_path):
+    save_episodes(tmp_path / "episodes.json", batch[1])
+    assert load_episodes(tmp_path / "episodes.json") == batch[1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 99}', "not json"])
+def test_other_files_are_refused(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(SceneError, match=r"other\.json"):
+        load_episodes(path)
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(SceneError, match="cannot read"):
+        load_episodes(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("damage", [{"start": [1, 2]}, {"goal": [float("nan"), 0]}, {"clauses": 3}])
+def test_malformed_episode_is_refused(batch, damage):
+    data = json.loads(json.dumps(batch[1][0].to_json()))
+    with pytest.raises(SceneError, match="malformed"):
+        Episode.from_json({**data, **damage})
+
+
+def test_episode_of_a_seed_is_seen_through_the_camera():
+    episode = episode_from_seed(7)
+    assert episode.seed == 7 and episode.scene.seed == 7
+    assert episode == episode_from_seed(7)
