@@ -32,7 +32,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 bench: setup
-	@$(BIN)/python -m nvila_ros.evaluation.bench
+	@$(BIN)/python test/bench/run.py
 
 clean:
 	rm -rf .venv build install log demo .pytest_cache .ruff_cache .mypy_cache

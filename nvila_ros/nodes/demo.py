@@ -113,10 +113,10 @@ def _require_ros() -> None:
 
 
 def _choose_episode(settings: DemoSettings) -> tuple[Episode, str]:
-    episode = episode_from_seed(settings.seed)
     if settings.instruction is None:
-        return episode, "episode"
-    typed, was_named = with_instruction(episode, clean_instruction(settings.instruction))
+        return episode_from_seed(settings.seed), "episode"
+    instruction = clean_instruction(settings.instruction)
+    typed, was_named = with_instruction(episode_from_seed(settings.seed), instruction)
     return typed, "named in the instruction" if was_named else "episode"
 
 

@@ -19,6 +19,7 @@ from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
 INSTRUCTION = "Turn left, go through the red door, pass the sofa and stop at the blue chair."
 NUM_WARM_UP = 5
+NUM_THREADS = 1  # as in the demo, whose other cores draw and drive
 UNITS_PER_DECISION = (3, 2, 3, 1)  # the primitives of a usual drive, over and over
 
 
@@ -71,11 +72,12 @@ def measure(policy: NavigationPolicy, num_decisions: int, prepares: bool) -> dic
 
 
 def run(num_decisions: int = 60) -> dict[str, Any]:
-    """With and without the cache, on all threads that torch takes."""
+    """With and without the cache."""
+    torch.set_num_threads(NUM_THREADS)
     cached = measure(load(NavigationPolicy), num_decisions, prepares=True)
     uncached = measure(load(UncachedPolicy), num_decisions, prepares=False)
     return {
-        "num_threads": torch.get_num_threads(),
+        "num_threads": NUM_THREADS,
         "num_decisions": num_decisions,
         "with_cache": cached,
         "without_cache": uncached,

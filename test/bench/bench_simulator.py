@@ -9,8 +9,6 @@ import os
 import time
 from typing import Any
 
-os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws in the calling thread
-
 import numpy as np
 
 from nvila_ros.sim.episodes import episode_from_seed
@@ -42,6 +40,7 @@ def measure_scene(seed: int, num_frames: int) -> dict[str, float]:
 
 def run(num_scenes: int = 10, num_frames: int = 90) -> dict[str, Any]:
     """Medians over scenes; the first one warms up and does not count."""
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws in the calling thread
     rows = [measure_scene(FIRST_SEED + number, num_frames) for number in range(num_scenes + 1)][1:]
     begin_s = time.perf_counter()
     for number in range(3):
