@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,15 @@ ROWS = {
     "trajectory_length_m": ("TL  trajectory length", "m"),
     "collision_rate": ("CR  primitives with a contact", ""),
 }
+
+
+def failure_kind(episode: EpisodeMetrics) -> str | None:
+    """How an episode failed, None when it did not."""
+    if episode.success:
+        return None
+    if episode.stopped:
+        return "stopped_after_passing_goal" if episode.oracle_success else "stopped_elsewhere"
+    return "no_stop_after_passing_goal" if episode.oracle_success else "no_stop_elsewhere"
 
 
 def summarise(episodes: Sequence[EpisodeMetrics]) -> dict[str, Any]:
@@ -55,13 +65,14 @@ def summarise(episodes: Sequence[EpisodeMetrics]) -> dict[str, Any]:
     summary["num_unreachable"] = sum(
         not math.isfinite(episode.navigation_error_m) for episode in episodes
     )
+    summary["failures"] = dict(Counter(filter(None, map(failure_kind, episodes))))
     summary["intervals"] = intervals
     return summary
 
 
 def episode_row(episode: EpisodeMetrics, **extra: Any) -> dict[str, Any]:
     """One JSON row; a distance that is not finite becomes null."""
-    row = {**dataclasses.asdict(episode), **extra}
+    row = {**dataclasses.asdict(episode), "failure": failure_kind(episode), **extra}
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in row.items()
@@ -72,7 +83,9 @@ def table(summary: dict[str, Any], title: str) -> "Table":
     """The summary as a rich table."""
     from rich.table import Table
 
-    view = Table(title=title, caption=f"{summary['num_episodes']} episodes, 95 % intervals")
+    failures = [f"{count} {kind}" for kind, count in sorted(summary["failures"].items())]
+    caption = f"{summary['num_episodes']} episodes, 95 % intervals"
+    view = Table(title=title, caption="\n".join([caption, *failures]))
     view.add_column("metric")
     view.add_column("mean", justify="right")
     view.add_column("interval", justify="right")

@@ -100,6 +100,6 @@ def _save_plans(rollouts: list[Rollout], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for rollout in rollouts:
-        outcome = "success" if rollout.metrics.success else "failure"
+        outcome = report.failure_kind(rollout.metrics) or "success"
         plan = draw_floor_plan(rollout.episode, rollout.poses, rollout.instruction)
         plan.save(folder / f"{outcome}_{rollout.episode.seed}.png")

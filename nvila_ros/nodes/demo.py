@@ -31,7 +31,7 @@ from nvila_ros.nodes.child_processes import ChildProcesses, PeakMemory
 from nvila_ros.ros_environment import process_environment
 from nvila_ros.sim.episodes import Episode, episode_from_seed
 
-DEFAULT_SEED = 900_000  # no apartment of the training data has a seed above 899,999
+DEFAULT_SEED = 900_000  # apartments from here on are kept for evaluation
 START_TIMEOUT_S = 60.0  # of both processes, the model included
 STOP_TIMEOUT_S = 3.0  # between cancel and standing still
 REST_TIMEOUT_S = 0.6  # after the end of the episode, to hear that the robot stands

@@ -109,6 +109,22 @@ def test_rows_are_json_without_infinities():
     assert row["navigation_error_m"] is None and row["note"] == "x"
 
 
+@pytest.mark.parametrize(
+    ("stopped", "distances_m", "kind"),
+    [
+        (True, [3.0, 0.5], None),
+        (True, [0.5, 3.0], "stopped_after_passing_goal"),
+        (True, [3.0, 3.0], "stopped_elsewhere"),
+        (False, [3.0, 0.5], "no_stop_after_passing_goal"),
+        (False, [3.0, 3.0], "no_stop_elsewhere"),
+    ],
+)
+def test_failures_are_told_apart_and_counted(stopped, distances_m, kind):
+    episode = judged(stopped=stopped, goal_distances_m=np.array(distances_m))
+    assert report.failure_kind(episode) == kind
+    assert report.summarise([episode])["failures"] == ({kind: 1} if kind else {})
+
+
 def test_summary_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no episode"):
         report.summarise([])
