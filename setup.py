@@ -20,7 +20,7 @@ setup(
     package_data={
         PACKAGE: ["py.typed"],
         f"{PACKAGE}.kernels": ["csrc/*"],
-        f"{PACKAGE}.models": ["nano/*"],
+        f"{PACKAGE}.models": ["nano/*", "nano/*/*"],
         f"{PACKAGE}.sim": ["assets/*"],
         f"{PACKAGE}.training": ["recipes/*.yaml"],
     },
