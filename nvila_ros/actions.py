@@ -33,7 +33,8 @@ class Action:
 def _vocabulary() -> tuple[Action, ...]:
     rows: list[tuple[Kind, float, float, str]] = [("stop", 0.0, 0.0, "stop.")]
     rows += [("forward", step / 100, 0.0, f"move forward {step} cm.") for step in FORWARD_STEPS_CM]
-    for kind, sign in (("left", 1), ("right", -1)):
+    sides: tuple[tuple[Kind, int], ...] = (("left", 1), ("right", -1))
+    for kind, sign in sides:
         rows += [
             (kind, 0.0, sign * math.radians(step), f"turn {kind} {step} degrees.")
             for step in TURN_STEPS_DEG

@@ -3,7 +3,7 @@
 
 
 class NvilaError(Exception):
-    """Base of the package's errors: the message says what was got, what was expected, what to do."""
+    """Base of the package's errors: the message says what was got, what is expected, what to do."""
 
 
 class ConfigError(NvilaError):

@@ -122,6 +122,7 @@ class Fleet:
 
     def labels(self) -> DecisionLabels:
         """The oracle's word on every active robot's pose, and labelled views of some of them."""
+        assert self.planner is not None
         robots = np.flatnonzero(self.active)
         costs = np.minimum(self.planner.action_costs(self.poses)[robots], 1e3).astype(np.float32)
         aim = self._aim_bearing()[robots]
@@ -144,6 +145,7 @@ class Fleet:
 
     def _aim_bearing(self) -> np.ndarray:
         """(K,) bearing of the point about 1.2 m down each robot's path, from its heading."""
+        assert self.planner is not None
         aim = self.planner.trace(self.poses, 8)[:, -1] - self.poses[:, :2]
         return motion.wrap(np.arctan2(aim[:, 1], aim[:, 0]) - self.poses[:, 2])
 
@@ -230,7 +232,7 @@ class Fleet:
         for robot, slot, picture in zip(robots, slots, pictures, strict=True):
             image = Image.fromarray(picture)
             if picture.shape[0] != size:
-                image = image.resize((size, size), Image.BICUBIC)
+                image = image.resize((size, size), Image.Resampling.BICUBIC)
             self.frames[robot, slot] = np.asarray(image)
 
 

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # workers import it only after they have chosen how to draw
+    from nvila_ros.training.fleet import DecisionLabels
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Started:
 class Step:
     """Labels of one decision of every active robot; `asks` when it wants the student's actions."""
 
-    labels: object  # fleet.DecisionLabels
+    labels: DecisionLabels
     asks: bool
 
 
@@ -112,8 +116,9 @@ class FleetPool:
         """(worker, message) of every worker that has one now; raises when a worker failed."""
         ready = wait(self.connections, timeout_s)
         messages = []
-        for connection in ready:
-            worker = self.connections.index(connection)
+        for worker, connection in enumerate(self.connections):
+            if connection not in ready:
+                continue
             message = connection.recv()
             if isinstance(message, Failed):
                 raise RuntimeError(f"fleet worker {worker} failed:\n{message.text}")

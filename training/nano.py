@@ -7,6 +7,7 @@ import json
 import time
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,12 +54,14 @@ class NanoTrainer:
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
         )
-        self.pool: FleetPool | None = None
+        self.pool: FleetPool  # while it runs
         self.running: dict[int, list[EpisodeRecord]] = {}
         self.drivers: dict[int, np.ndarray] = {}
-        self.results = {driver: deque(maxlen=500) for driver in (ORACLE, STUDENT, EXAM)}
+        self.results: dict[int, deque[bool]] = {
+            driver: deque(maxlen=500) for driver in (ORACLE, STUDENT, EXAM)
+        }
         self.num_steps = self.num_logged_steps = self.num_frames = self.num_decisions = 0
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, Any] = {}  # numbers and tensors
 
     def run(self) -> None:
         """Trains for the recipe's minutes, logs and saves on the way, and saves at the end."""

@@ -23,6 +23,9 @@ class AnswerTable(nn.Module):
     def __init__(self, answers: list[list[int]], pad_id: int):
         """`answers` are token ids, the end token included, in the canonical action order."""
         super().__init__()
+        self.ids: Tensor
+        self.valid: Tensor
+        self.agree: Tensor
         length = max(len(answer) for answer in answers)
         ids = torch.full((len(answers), length), pad_id)
         valid = torch.zeros((len(answers), length), dtype=torch.bool)

@@ -252,7 +252,7 @@ def _smooth(trail: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def _numbers(values: Sequence[float], count: int) -> tuple[float, ...]:
+def _numbers(values: Any, count: int) -> Any:
     numbers = tuple(round(float(value), 5) for value in values)
     if len(numbers) != count or not np.isfinite(numbers).all():
         raise ValueError(f"expected {count} finite numbers, got {values!r}")

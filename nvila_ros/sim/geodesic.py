@@ -29,8 +29,8 @@ def distance_fields(
     if speed is None:
         slowness = np.full(num_goals * num_cells, resolution_m, dtype=np.float32)
     else:
-        slowness = (resolution_m / np.broadcast_to(speed, (num_goals, *free.shape))).ravel()
-        slowness = slowness.astype(np.float32)
+        relative = resolution_m / np.broadcast_to(speed, (num_goals, *free.shape))
+        slowness = relative.ravel().astype(np.float32)
     is_open = np.broadcast_to(free.ravel(), (num_goals, num_cells)).ravel()
     time = np.full(num_goals * num_cells, np.inf, dtype=np.float32)
     seeds = _seed(time, free, goals_ij, slowness, EXACT_RADIUS_CELLS if speed is None else 2)

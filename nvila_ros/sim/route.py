@@ -160,5 +160,5 @@ class Route:
         return sorted(found, key=lambda passing: passing.arc_m)
 
 
-def _wrap(angle_rad: float) -> float:
+def _wrap(angle_rad: float | np.ndarray) -> float:
     return float((angle_rad + math.pi) % (2 * math.pi) - math.pi)
