@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of several rooms share: a network so small that a decision takes a millisecond."""
 
+import signal
+
 import pytest
 
 from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
@@ -8,6 +10,12 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
 TINY_WORDS = ["go", "through", "the", "red", "door", "and", "stop", "at", "chair"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible_children():
+    """Started in a shell's background, pytest ignores Ctrl-C, and so would its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_tiny_checkpoint():

@@ -45,8 +45,8 @@ def test_bad_seed_ranges_are_refused(text):
 
 def test_simulate_prints_exactly_one_object():
     done = run("simulate", "--seeds", "900000", "--policy", "oracle", "--json")
+    assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert done.returncode == 0
     assert result["success_rate"] == 1.0 and result["num_episodes"] == 1
     keys = {
         "spl", "navigation_error_m", "oracle_success_rate", "ndtw", "sdtw", "trajectory_length_m",
