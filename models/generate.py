@@ -65,20 +65,30 @@ def choose(
     input_ids: Sequence[int] | Tensor,
     media: Sequence[Tensor] | Tensor,
     trie: TokenTrie,
+    allowed: Collection[int] | None = None,
 ) -> Choice:
-    """Read a prompt and pick one answer; what all answers share is read with the prompt."""
+    """Read a prompt and pick one answer; what all answers share is read with the prompt.
+
+    `allowed` limits the choice to these answers; without it every answer is allowed.
+    """
     ids = input_ids.tolist() if isinstance(input_ids, Tensor) else list(input_ids)
     embeds = model.embed([*ids, *trie.prefix], media)
     tail = trie.tail
     cache = model.new_cache(embeds.shape[0] + len(tail.tokens))
-    choice = decode_choice(model, cache, prefill(model, embeds, cache), tail)
+    choice = decode_choice(model, cache, prefill(model, embeds, cache), tail, allowed)
     return Choice(
         choice.index, choice.confidence, choice.probabilities, choice.num_forward_passes + 1
     )
 
 
 @torch.inference_mode()
-def decode_choice(model: Nvila, cache: KeyValueCache, hidden: Tensor, trie: TokenTrie) -> Choice:
+def decode_choice(
+    model: Nvila,
+    cache: KeyValueCache,
+    hidden: Tensor,
+    trie: TokenTrie,
+    allowed: Collection[int] | None = None,
+) -> Choice:
     """Pick one answer after a prompt that is in the cache and ended in `hidden` (D,).
 
     Forced tokens are never asked for, and all branches are read in one pass, each row seeing only
@@ -91,14 +101,20 @@ def decode_choice(model: Nvila, cache: KeyValueCache, hidden: Tensor, trie: Toke
     nodes = [branch.node + 1 for branch in trie.branches]
     scores = model.logits(states[nodes]).float().cpu()  # (branches, V)
     log_probabilities = torch.zeros(len(trie), dtype=torch.float64)
+    offered = set(range(len(trie))) if allowed is None else set(allowed)
+    if not offered:
+        raise ValueError("no answer is allowed; allow at least one")
     remaining = set(range(len(trie)))
     for branch, row in zip(trie.branches, scores, strict=True):
-        allowed = row[list(branch.tokens)].double()
-        for answers, log_share in zip(branch.answers, allowed.log_softmax(-1), strict=True):
+        shares = row[list(branch.tokens)].double()
+        is_open = torch.tensor([not offered.isdisjoint(answers) for answers in branch.answers])
+        if is_open.any():
+            shares = shares.masked_fill(~is_open, -torch.inf)
+        for answers, log_share in zip(branch.answers, shares.log_softmax(-1), strict=True):
             log_probabilities[list(answers)] += log_share
         # Branches come from the top down: one that holds all remaining answers is on the walk.
         if remaining == {answer for answers in branch.answers for answer in answers}:
-            remaining = set(branch.answers[int(allowed.argmax())])
+            remaining = set(branch.answers[int(shares.argmax())])
     (index,) = remaining
     probabilities = log_probabilities.exp().tolist()
     return Choice(index, probabilities[index], tuple(probabilities), int(bool(trie.tokens)))

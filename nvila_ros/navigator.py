@@ -23,6 +23,7 @@ from nvila_ros.navigator_status import (
     Result,
     Status,
 )
+from nvila_ros.policy import Decision
 from nvila_ros.primitives import Primitive, PrimitiveState, PrimitiveStep
 from nvila_ros.safety import CommandGate, Pose, Velocity, Watchdog
 
@@ -46,6 +47,7 @@ class Navigator:
         self._pose: Pose | None = None
         self._free_ahead_m = math.inf
         self._primitive: Primitive | None = None
+        self._decision: Decision | None = None  # whose motion is under way
         self._image_s = -math.inf
         self._wanted_after_s = -math.inf  # an image must be newer than this to decide on
         self._asked_s = 0.0
@@ -230,6 +232,7 @@ class Navigator:
             self._wait_for_image(now_s, settle_s=1.0, message=f"would do: {decision.sentence}")
         else:
             self._primitive = Primitive(action.forward_m, action.turn_rad, self.config.motion)
+            self._decision = decision
             self._set(Phase.MOVING, Result.NONE, decision.sentence)
 
     def _move(self, now_s: float, ros_s: float) -> None:
@@ -239,6 +242,8 @@ class Navigator:
         if outcome.state is PrimitiveState.RUNNING:
             return
         self._end_motion(outcome)
+        if self._worker.policy is not None and self._decision is not None:
+            self._worker.policy.tried(self._decision)
         if outcome.state is PrimitiveState.DONE:
             self._num_failed = 0
             self._wait_for_image(now_s, self.config.settle_time_s)

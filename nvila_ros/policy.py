@@ -22,6 +22,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import frame_pixels
 from nvila_ros.models.prompt import navigation_prompt, user_prompt
 from nvila_ros.models.tokenizer import Tokenizer
+from nvila_ros.restraint import Restraint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class NavigationPolicy:
         self._model = model.eval()
         self._tokenizer = tokenizer
         self._trie = ActionTrie(tokenizer)
+        self._restraint = Restraint()
+        self._decided_at = (0.0, 0.0, 0.0)  # pose (x_m, y_m, yaw_rad)
         self._prompt_ids: list[int] | None = None
         side_px = model.config.vision.image_size
         black = np.zeros((side_px, side_px, 3), np.uint8)
@@ -93,6 +96,7 @@ class NavigationPolicy:
         with self._lock:
             self._prompt_ids = prompt_ids
             self._history.clear()
+            self._restraint.clear()
 
     def observe(
         self, rgb: np.ndarray, x_m: float, y_m: float, yaw_rad: float, stamp_s: float
@@ -113,7 +117,9 @@ class NavigationPolicy:
         shown = [frame or self._black for frame in selected]
         num_encoded = self._encode(shown)
         blocks = [frame.features for frame in shown]
-        choice = choose(self._model, prompt_ids, blocks, self._trie)
+        self._decided_at = (shown[-1].x_m, shown[-1].y_m, shown[-1].yaw_rad)
+        allowed = self._restraint.allowed(*self._decided_at)
+        choice = choose(self._model, prompt_ids, blocks, self._trie, allowed)
         return Decision(
             action=ACTIONS[choice.index],
             confidence=choice.confidence,
@@ -123,6 +129,14 @@ class NavigationPolicy:
             frame_indices=tuple(None if frame is None else frame.index for frame in selected),
             stamp_s=shown[-1].stamp_s,
         )
+
+    def tried(self, decision: Decision) -> None:
+        """Notes that the last decision's motion was carried out, or tried until it failed.
+
+        What led nowhere is not offered again (see `Restraint`); a decision that was never tried
+        leaves no trace.
+        """
+        self._restraint.tried(decision.index, *self._decided_at)
 
     def prepare(self) -> int:
         """Encodes sampled frames that no decision has shown yet; returns how many."""

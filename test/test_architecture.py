@@ -18,13 +18,14 @@ CORE = {
     "navigator_status",
     "policy",
     "primitives",
+    "restraint",
     "safety",
     "settings",
 }
 # room -> the other rooms (or modules of the core) that it may import; "core" stands for all of CORE
 ALLOWED = {
     "kernels": {"errors"},
-    "models": {"kernels", "errors", "actions"},
+    "models": {"kernels", "errors"},
     "core": {"core", "models", "kernels"},
     "sim": {"errors"},
     "training": {"models", "kernels", "core", "sim"},

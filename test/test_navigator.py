@@ -49,6 +49,9 @@ class ScriptedPolicy:
             stamp_s=0.0,
         )
 
+    def tried(self, decision):
+        self.last_tried = decision
+
     def prepare(self):
         return 0
 
@@ -127,6 +130,17 @@ def test_it_follows_the_decisions_until_stop(bench):
     decisions = [event for event in robot.events if isinstance(event, DecisionEvent)]
     assert [event.decision.action for event in decisions] == [FORWARD, LEFT, FORWARD, STOP]
     assert robot.velocities[-1].is_zero()
+
+
+def test_the_policy_hears_of_motions_that_were_tried_and_of_no_others(bench):
+    robot = bench(FORWARD, LEFT)
+    robot.navigator.instruct("Go.", robot.now_s)
+    robot.run(Phase.MOVING)
+    robot.navigator.pause()
+    assert not hasattr(robot.policy, "last_tried")
+    robot.navigator.resume(robot.now_s)
+    robot.run(Phase.IDLE)
+    assert robot.policy.last_tried.action is LEFT
 
 
 def test_without_an_instruction_it_holds_still(bench):

@@ -46,6 +46,7 @@ class ModelDriver:
     def choose(self) -> tuple[int, float]:
         """Asks the policy."""
         decision = self._policy.decide()
+        self._policy.tried(decision)  # a rollout carries out whatever is chosen
         return decision.index, decision.confidence
 
 

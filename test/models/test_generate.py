@@ -73,6 +73,24 @@ def test_probabilities_equal_scoring_each_answer_alone(make_config, sequences):
     assert choice.confidence == choice.probabilities[choice.index]
 
 
+@pytest.mark.parametrize("allowed", [{0}, {1, 3}, {0, 2, 4}, {0, 1, 2, 3, 4}])
+def test_a_limited_choice_equals_choosing_among_those_alone(make_config, allowed):
+    model = make_model(make_config, seed=6)
+    sequences = [(2, 0, 1), (2, 0, 2), (2, 1), (2, 3, 0, 0), (2, 3, 0, 1)]
+    limited = choose(model, PROMPT, (), TokenTrie(sequences), allowed)
+    kept = sorted(allowed)
+    alone = choose(model, PROMPT, (), TokenTrie([sequences[index] for index in kept]))
+    assert limited.index == kept[alone.index]
+    assert limited.confidence == pytest.approx(alone.confidence, abs=1e-5)
+    barred = [p for index, p in enumerate(limited.probabilities) if index not in allowed]
+    assert all(p == 0.0 for p in barred)
+
+
+def test_nothing_allowed_is_an_error(make_config):
+    with pytest.raises(ValueError, match="at least one"):
+        choose(make_model(make_config, seed=6), PROMPT, (), TokenTrie([(1,), (2,)]), set())
+
+
 @torch.inference_mode()
 def test_choosing_leaves_the_cache_as_it_was(make_config):
     model = make_model(make_config, seed=4)

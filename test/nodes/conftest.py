@@ -69,6 +69,9 @@ class DrivingPolicy:
             stamp_s=0.0,
         )
 
+    def tried(self, decision):
+        self.last_tried = decision
+
     def prepare(self):
         return 0
 
