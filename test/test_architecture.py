@@ -19,6 +19,7 @@ CORE = {
     "policy",
     "primitives",
     "restraint",
+    "restraint",
     "safety",
     "settings",
 }
