@@ -19,7 +19,6 @@ CORE = {
     "policy",
     "primitives",
     "restraint",
-    "restraint",
     "safety",
     "settings",
 }
