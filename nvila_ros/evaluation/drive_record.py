@@ -103,7 +103,8 @@ class GoalDistance:
 
 def judge(record: DriveRecord, episode: Episode, config: EvaluationConfig) -> EpisodeMetrics:
     """The metrics of a recorded drive; a primitive collided when a contact was heard during it."""
-    path_m = record.path_m()
+    # Odometry is dense: nDTW sums over points, so the path gets the spacing of a rollout's units.
+    path_m = resample(record.path_m(), config.reference_spacing_m)
     moves = [decision for decision in record.decisions if decision.index != 0]
     begins_s = [*(decision.heard_s for decision in moves), math.inf]
     collided = [

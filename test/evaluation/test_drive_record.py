@@ -10,6 +10,7 @@ from PIL import Image
 
 from nvila_ros.config import EvaluationConfig
 from nvila_ros.evaluation.drive_record import DriveRecord, HeardDecision, judge, latency_summary
+from nvila_ros.evaluation.metrics import resample
 from nvila_ros.evaluation.typed_goal import last_named, with_instruction
 from nvila_ros.evaluation.video import write_drive_video, write_video
 from nvila_ros.sim.episodes import episode_from_seed
@@ -64,6 +65,13 @@ def test_driving_the_reference_path_and_stopping_is_a_success(episode):
     metrics = judge(record, episode, EvaluationConfig())
     assert metrics.success and metrics.ndtw > 0.95 and metrics.spl > 0.9
     assert (metrics.num_decisions, metrics.num_primitives, metrics.num_collisions) == (3, 2, 1)
+
+
+def test_dense_odometry_is_judged_like_sparse(episode):
+    dense = resample(np.asarray(episode.path), 0.02)
+    sparse = judge(driven_along(episode.path, "SUCCEEDED"), episode, EvaluationConfig())
+    judged = judge(driven_along(dense, "SUCCEEDED"), episode, EvaluationConfig())
+    assert judged.ndtw == pytest.approx(sparse.ndtw, abs=0.02)
 
 
 def test_arriving_without_stop_is_no_success(episode):
