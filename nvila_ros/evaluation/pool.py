@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def evaluate(
     context = multiprocessing.get_context("spawn")  # a forked OpenGL context or thread pool hangs
     results: dict[int, Rollout] = {}
     os.environ["OMP_NUM_THREADS"] = "1"  # read by each worker when it imports torch and numpy
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent) as pool:
         pending = {pool.submit(_run, job, position): position for position in positions}
         try:
             for future in as_completed(pending):
@@ -71,6 +72,18 @@ def evaluate(
 def usable_workers(requested: int | None, num_episodes: int) -> int:
     """As many processes as cores unless asked otherwise, never more than episodes."""
     return max(1, min(requested or len(os.sched_getaffinity(0)), num_episodes))
+
+
+def end_with_parent() -> None:
+    """In a worker: ends it when the parent dies, however it dies; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a worker has a parent to watch"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 _driver_of_job: dict[EvaluationJob, Driver] = {}

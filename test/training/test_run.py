@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole training run at toy size: fleets drive, the model learns, its weights drive again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.training.checkpoint import load_run, save_run
+from nvila_ros.training.recipe import load_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(recipe):
+    assert load_recipe(recipe).stages
+
+
+def test_a_misspelt_key_names_the_nearest(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("minute: 3\nstages: [{name: see, share: 1.0}]\n")
+    with pytest.raises(ConfigError, match="minutes"):
+        load_recipe(path)
+
+
+def test_shares_must_add_up(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("minutes: 3\nstages: [{name: see, share: 0.4}]\n")
+    with pytest.raises(ConfigError, match=r"0\.4"):
+        load_recipe(path)
+
+
+def test_saved_weights_load_identically_and_others_are_refused(tmp_path):
+    model, heads = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
+    save_run(tmp_path, model, heads)
+    other, other_heads = torch.nn.Linear(3, 2), torch.nn.Linear(2, 1)
+    load_run(tmp_path, other, other_heads)
+    assert torch.equal(model.weight, other.weight) and torch.equal(heads.bias, other_heads.bias)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_run(tmp_path, torch.nn.Linear(4, 2))
+    with pytest.raises(CheckpointError, match="holds no"):
+        load_run(tmp_path / "nothing", model)
+
+
+@pytest.mark.slow
+def test_a_toy_run_trains_logs_and_saves(tmp_path):
+    from nvila_ros.training.run_nano import build_trainer
+
+    recipe = tmp_path / "recipe.yaml"
+    text = (RECIPES / "nano_rehearsal.yaml").read_text()
+    recipe.write_text(text.replace("minutes: 2.5", "minutes: 1.0"))
+    out = tmp_path / "run"
+    out.mkdir()
+    build_trainer(load_recipe(recipe), out, torch.device("cpu")).run()
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["steps"] > 0 and lines[-1]["question"] < 6.0
+    assert sorted(path.name for path in out.glob("weights-*")) != []
