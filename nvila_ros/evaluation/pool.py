@@ -75,7 +75,7 @@ def usable_workers(requested: int | None, num_episodes: int) -> int:
 
 
 def end_with_parent() -> None:
-    """In a worker: ends it when the parent dies, however it dies; it would wait for work for ever."""
+    """In a worker: ends it when the parent dies; it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only a worker has a parent to watch"
 
