@@ -90,8 +90,9 @@ class NanoTrainer:
         self.save()
 
     def progress(self) -> float:
-        """Share of the run's time that has passed."""
-        return (time.monotonic() - self.started_s) / (60.0 * self.recipe.minutes)
+        """Share of the run that is over: of its time or of its steps, whichever is more."""
+        of_time = (time.monotonic() - self.started_s) / (60.0 * self.recipe.minutes)
+        return max(of_time, self.num_steps / self.recipe.max_steps if self.recipe.max_steps else 0)
 
     def is_ready(self) -> bool:
         """Whether there is enough to fill a micro-batch several times over."""

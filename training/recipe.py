@@ -29,6 +29,7 @@ class NanoRecipe:
 
     minutes: float  # wall time of the whole run
     stages: tuple[Stage, ...]
+    max_steps: int | None = None  # ends the run earlier than its minutes
     seed: int = 1
     start_from: str | None = None  # folder of an earlier checkpoint
     num_workers: int = 14  # processes that drive and render
