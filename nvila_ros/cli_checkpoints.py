@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 app = typer.Typer()
+
+
+class DtypeName(str, enum.Enum):
+    """How weights are stored."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
 
 
 @app.command()
@@ -83,6 +92,45 @@ def conformance(
             Console().print(table(cases, folder))
     if not passed:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a decision.")] = 8,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a checkpoint is and how much memory it needs, without reading its weights."""
+    from rich.console import Console
+
+    from nvila_ros.evaluation.inspection import inspect as inspect_folder
+    from nvila_ros.evaluation.inspection import tables
+
+    result = inspect_folder(model, frames)
+    if as_json:
+        print_json(result)
+    else:
+        Console().print(*tables(result), sep="\n")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder that can be read.")],
+    target: Annotated[Path, typer.Argument(help="New folder in the released layout.")],
+    dtype: Annotated[DtypeName | None, typer.Option(show_default="as stored")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint again in the released layout; turns pickles into safetensors."""
+    import torch
+
+    from nvila_ros.models.convert import convert as convert_folder
+
+    convert_folder(source, target, None if dtype is None else getattr(torch, dtype.value))
+    files = sorted(str(path) for path in target.rglob("*.safetensors"))
+    if as_json:
+        print_json({"source": str(source), "target": str(target), "files": files})
+    else:
+        typer.echo("\n".join(files))
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -78,3 +78,18 @@ def test_conformance_shows_a_difference_and_exits_with_its_own_code(nvila, monke
 def test_conformance_without_answers_names_the_file(nvila, tiny_folder):
     code, _, errors = nvila("conformance", tiny_folder)
     assert code == cli.EXIT_INPUT and "cases.json" in errors
+
+
+def test_inspect_prints_tables_or_one_object(nvila, tiny_folder):
+    code, out, _ = nvila("inspect", tiny_folder, "--json", "--frames", "4")
+    assert code == 0 and json.loads(out)["num_frames"] == 4
+    code, out, _ = nvila("inspect", tiny_folder)
+    assert code == 0 and "vision_tower" in out and "KV cache" in out
+
+
+def test_convert_names_what_it_wrote(nvila, tiny_folder, tmp_path):
+    arguments = ("convert", tiny_folder, tmp_path / "new", "--dtype", "float16", "--json")
+    code, out, _ = nvila(*arguments)
+    assert code == 0 and len(json.loads(out)["files"]) == 3
+    code, _, errors = nvila(*arguments)
+    assert code == cli.EXIT_INPUT and "exists already" in errors
