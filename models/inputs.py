@@ -72,7 +72,7 @@ def prepare_video(
         batch = [frame_pixels(frame, config) for frame in frames[start : start + FRAMES_PER_PASS]]
         pixels = torch.stack(batch).to(model.device, model.dtype)
         features.append(model.encode_frames(pixels))
-    newline_ids = torch.tensor(model.newline_token_ids, device=model.device)
+    newline_ids = torch.tensor(model.newline_token_ids, dtype=torch.long, device=model.device)
     newline = model.llm.model.embed_tokens(newline_ids)  # (k, D)
     block = video_block(torch.cat(features), newline, config.video_pool_sizes)
     return FusedInput(tokenizer.encode(user_prompt(message.strip(), config.chat_template)), [block])

@@ -68,6 +68,13 @@ def test_without_pooling_a_video_reads_like_pictures_with_newlines(tiny_model, t
 
 
 @torch.inference_mode()
+def test_a_network_that_ends_no_frame_takes_videos_too(tiny_model, tokenizer, frames):
+    tiny_model.connect(tokenizer.media_ids, ())
+    fused, embeds = embed_video(tiny_model, tokenizer, frames)
+    assert len(embeds) == len(fused.input_ids) - 1 + 10 * tiny_model.config.tokens_per_frame
+
+
+@torch.inference_mode()
 def test_several_pool_sizes_at_once(make_config, tokenizer, frames):
     config = make_config(
         vocab_size=tokenizer.vocab_size,
