@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
+from nvila_ros.models.config import (
+    LanguageConfig,
+    NvilaConfig,
+    QuantizationConfig,
+    VisionConfig,
+)
+from nvila_ros.models.quantization import read_quantization, write_quantization
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,7 +46,16 @@ def _read_vision(path: Path) -> VisionConfig:
     return VisionConfig(**{key: value for key, value in data.items() if key in known})
 
 
-def _read_language(path: Path) -> LanguageConfig:
+def _read_language_quantization(path: Path, data: dict[str, Any]) -> QuantizationConfig | None:
+    """From `quantization_config`, or from the `quant_config.json` that older AutoAWQ wrote."""
+    beside = path.with_name("quant_config.json")
+    if data.get("quantization_config"):
+        return read_quantization(data["quantization_config"], path)
+    return read_quantization(read_json(beside), beside) if beside.exists() else None
+
+
+def read_language(path: Path) -> LanguageConfig:
+    """The decoder's sizes from `llm/config.json`."""
     data = read_json(path)
     model_type = _require(data, "model_type", path)
     if model_type not in ("qwen2", "llama"):
@@ -52,11 +67,6 @@ def _read_language(path: Path) -> LanguageConfig:
     if data.get("use_sliding_window"):
         raise CheckpointError(
             f"{path}: sliding window attention is on; full attention is supported"
-        )
-    if data.get("quantization_config"):
-        method = data["quantization_config"].get("quant_method", "an unnamed method")
-        raise CheckpointError(
-            f"{path}: weights are quantized by {method}; use the float checkpoint"
         )
     heads = _require(data, "num_attention_heads", path)
     hidden_size = _require(data, "hidden_size", path)
@@ -84,6 +94,7 @@ def _read_language(path: Path) -> LanguageConfig:
         qkv_bias=model_type == "qwen2" or bool(data.get("attention_bias", False)),
         tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
         model_type=model_type,
+        quantization=_read_language_quantization(path, data),
     )
 
 
@@ -100,7 +111,7 @@ def load_config(folder: Path | str) -> NvilaConfig:
     data = read_json(path)
     projector_path = folder / "mm_projector" / "config.json"
     projector = read_json(projector_path)
-    language = _read_language(folder / "llm" / "config.json")
+    language = read_language(folder / "llm" / "config.json")
     aspect_ratio = data.get("image_aspect_ratio") or "resize"
     is_s2 = aspect_ratio == "dynamic_s2"
     scales = data.get("s2_scales") or ""
@@ -179,6 +190,12 @@ def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
     data = asdict(config)
     qkv_bias = data.pop("qkv_bias")
     factor = data.pop("rope_linear_factor")
+    del data["quantization"]
+    quantized = (
+        {"quantization_config": write_quantization(config.quantization)}
+        if config.quantization
+        else {}
+    )
     is_qwen2 = config.model_type == "qwen2"
     return {
         "architectures": ["Qwen2ForCausalLM" if is_qwen2 else "LlamaForCausalLM"],
@@ -187,6 +204,7 @@ def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "rope_scaling": None if factor == 1.0 else {"type": "linear", "factor": factor},
         "torch_dtype": dtype,
+        **quantized,
     }
 
 

@@ -12,8 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.config_files import load_config, read_json, save_config
+from nvila_ros.kernels.w4a16 import W4A16Linear
+from nvila_ros.models.config import NvilaConfig, QuantizationConfig
+from nvila_ros.models.config_files import load_config, read_json, read_language, save_config
+from nvila_ros.models.language import LanguageModel
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.quantization import PackedReader, packed_tensors
 from nvila_ros.models.tokenizer import Tokenizer
 
 PARTS = ("vision_tower", "mm_projector", "llm")
@@ -48,7 +52,9 @@ def load(
         model = Nvila(config)
     for part in PARTS:
         module = model.get_submodule(part)
-        module.load_state_dict(_read_part(folder / part, module, device, dtype), assign=True)
+        quantization = config.language.quantization if part == "llm" else None
+        state = _read_part(folder / part, module, device, dtype, quantization)
+        module.load_state_dict(state, assign=True)
     model.connect(tokenizer.media_ids, tokenizer.newline_ids)
     return model.eval(), tokenizer
 
@@ -62,31 +68,73 @@ def save(
     save_config(folder, model.config, str(dtype).removeprefix("torch."))
     tokenizer.save(folder / "llm")
     for part in PARTS:
-        state = model.get_submodule(part).state_dict()
-        tensors = {
-            key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in state.items()
-        }
+        tensors = _stored_tensors(model.get_submodule(part), model.config, dtype)
         path = folder / part / SINGLE_FILE
         unfinished = path.with_suffix(".unfinished")
         save_file(tensors, unfinished, metadata={"format": "pt"})
         unfinished.replace(path)  # a reader never meets half a file
 
 
+def load_language_model(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> LanguageModel:
+    """Only the decoder, from an `llm/` folder or from one that holds nothing else."""
+    folder, device = Path(folder), torch.device(device)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; point at a decoder's folder")
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    with torch.device("meta"):
+        model = LanguageModel(read_language(folder / "config.json"))
+    state = _read_part(folder, model, device, dtype, model.config.quantization)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _stored_tensors(
+    module: nn.Module, config: NvilaConfig, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A part's tensors under the keys of the layout; int4 stays int4, the rest gets `dtype`."""
+    quantization = config.language.quantization
+    replaced = PackedReader(module, quantization).replaced
+    tensors = {
+        key: tensor.detach().to("cpu", dtype).contiguous()
+        for key, tensor in module.state_dict().items()
+        if key not in replaced
+    }
+    for name, linear in module.named_modules():
+        if isinstance(linear, W4A16Linear) and quantization is not None:
+            for key, tensor in packed_tensors(quantization, linear).items():
+                tensors[f"{name}.{key}"] = tensor.detach().to("cpu").contiguous()
+    return tensors
+
+
 def _read_part(
-    folder: Path, module: nn.Module, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    module: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: QuantizationConfig | None = None,
 ) -> dict[str, Tensor]:
     """All tensors of one part, each checked against the network before it is read."""
-    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    packed = PackedReader(module, quantization)
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    expected = {key: shape for key, shape in wanted.items() if key not in packed.replaced}
+    expected |= packed.shapes
     has_tied_head = "model.embed_tokens.weight" in expected and "lm_head.weight" not in expected
     state: dict[str, Tensor] = {}
+    found: set[str] = set()
     unexpected: list[str] = []
     for path in _tensor_files(folder):
         for key, tensor in _read_file(path, expected, device):
             if tensor is not None:
-                state[key] = tensor.to(dtype)
+                found.add(key)
+                is_packed = key in packed.shapes
+                state |= packed.add(path, key, tensor) if is_packed else {key: tensor.to(dtype)}
             elif not (_is_ignored(key) or (has_tied_head and key == "lm_head.weight")):
                 unexpected.append(key)
-    missing = sorted(expected.keys() - state.keys())
+    missing = sorted(expected.keys() - found)
     if missing or unexpected:
         raise CheckpointError(
             f"{folder} does not fit its config.json: {_summary('missing', missing)}"
