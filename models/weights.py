@@ -27,7 +27,8 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 # Entries of released files that have no place in the network: buffers, and heads that are not used.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".embeddings.position_ids")
-IGNORED_PREFIXES = ("vision_model.head.",)
+IGNORED_PREFIXES = ("vision_model.head.", "head.")
+TOWER_PREFIX = "vision_model."
 
 
 def load(
@@ -55,7 +56,7 @@ def load(
         quantization = config.language.quantization if part == "llm" else None
         state = _read_part(folder / part, module, device, dtype, quantization)
         module.load_state_dict(state, assign=True)
-    model.connect(tokenizer.media_ids, tokenizer.newline_ids)
+    model.connect(tokenizer.media_ids, tokenizer.encode(config.frame_end_text))
     return model.eval(), tokenizer
 
 
@@ -161,17 +162,19 @@ def _read_file(
     """Each key of a file with its tensor, or None where the network has no place for it."""
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            for key in file.keys():  # noqa: SIM118 - the file is no mapping
+            for stored in file.keys():  # noqa: SIM118 - the file is no mapping
+                # Transformers 5 writes a tower without the prefix that released files have.
+                key = stored if f"{TOWER_PREFIX}{stored}" not in expected else TOWER_PREFIX + stored
                 if key not in expected:
                     yield key, None
                     continue
-                shape = tuple(file.get_slice(key).get_shape())
+                shape = tuple(file.get_slice(stored).get_shape())
                 if shape != expected[key]:
                     raise CheckpointError(
                         f"{path}: {key} has shape {shape}, config.json asks for {expected[key]}; "
                         "the weights and the config are not of one checkpoint"
                     )
-                yield key, file.get_tensor(key)
+                yield key, file.get_tensor(stored)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
 
