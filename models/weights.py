@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ PARTS = ("vision_tower", "mm_projector", "llm")
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+OTHER_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state")  # hold no weights
 
 # Entries of released files that have no place in the network: buffers, and heads that are not used.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".embeddings.position_ids")
@@ -196,13 +198,28 @@ def _tensor_files(folder: Path) -> list[Path]:
                 f"{': ' + ', '.join(absent[:3]) if absent else ''}; download them"
             )
         return [folder / name for name in names]
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in PICKLE_SUFFIXES and not path.name.startswith(OTHER_PICKLES)
+    )
     if pickles:
         raise CheckpointError(
-            f"{folder / pickles[0]} is a pickle, which can run code, and is refused; convert it: "
-            'python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{pickles[0]}', weights_only=True), '{SINGLE_FILE}')\""
+            f"{folder / pickles[0]} is a pickle, which can run code, and is refused; "
+            f"convert it with: {_conversion_command(folder, pickles)}"
         )
     raise CheckpointError(
         f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights"
     )
+
+
+def _conversion_command(folder: Path, pickles: list[str]) -> str:
+    """A shell command that writes all tensors of pickles to one safetensors file beside them."""
+    program = (
+        "import sys, torch, safetensors.torch as s; "
+        "s.save_file({k: v.contiguous().clone() for f in sys.argv[1:] for k, v in "
+        "torch.load(f, map_location='cpu', weights_only=True).items()}, "
+        f"'{SINGLE_FILE}', metadata={{'format': 'pt'}})"
+    )
+    names = " ".join(shlex.quote(name) for name in pickles)
+    return f'cd {shlex.quote(str(folder))} && python -c "{program}" {names}'
