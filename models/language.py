@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvila_ros.models.config import LanguageConfig
+from nvila_ros.models.quantization import quantize_linears
 
 
 class KeyValueCache:
@@ -185,6 +186,8 @@ class LanguageModel(nn.Module):
             if config.tie_word_embeddings
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
+        if config.quantization is not None:
+            quantize_linears(self, config.quantization)
 
     def forward(
         self,
