@@ -7,7 +7,7 @@ frames, the tower's measured peak was 12 % and the decoder's 17 % below it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,8 +49,9 @@ class Footprint:
 
 def footprints(config: NvilaConfig, num_frames: int) -> dict[str, Footprint]:
     """By name of the arithmetic; batch of one prompt with `num_frames` frames."""
+    floats = replace(config, language=replace(config.language, quantization=None))
     with torch.device("meta"):
-        parameters = dict(Nvila(config).named_parameters())
+        parameters = dict(Nvila(floats).named_parameters())
     half = sum(tensor.numel() for tensor in parameters.values()) * HALF_BYTES
     mixed = sum(_quantized_bytes(name, tensor) for name, tensor in parameters.items())
     rest = cache_bytes(config, num_frames), activation_bytes(config, num_frames)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
+from nvila_ros.evaluation.decoder_conformance import (
+    DecoderResult,
+    check_decoder,
+    is_decoder_folder,
+)
 from nvila_ros.models import weights
 from nvila_ros.models.config_files import read_json
 from nvila_ros.models.generate import generate_greedy
@@ -79,9 +85,11 @@ class CaseResult:
         return {**asdict(self), "passed": self.passed}
 
 
-def check(folder: Path | str) -> list[CaseResult]:
-    """Every case of a conformance folder, in the order of `cases.json`."""
+def check(folder: Path | str) -> Sequence[CaseResult | DecoderResult]:
+    """Every case of a conformance folder, in the order of `cases.json`, or an int4 decoder."""
     folder = Path(folder)
+    if is_decoder_folder(folder):
+        return [check_decoder(folder)]
     cases = read_cases(folder)
     model, tokenizer = weights.load(folder, "cpu", torch.float32)
     return [check_case(folder, name, cases[name], model, tokenizer) for name in cases]
@@ -200,26 +208,45 @@ def _comparable_greedy(tokens: list[int], vocab_size: int) -> list[int]:
     return tokens[: next(outside, len(tokens))]
 
 
-def table(results: list[CaseResult], title: str) -> Table:
+def table(results: Sequence[CaseResult | DecoderResult], title: str) -> Table:
     """The comparison for people."""
     from rich.table import Table
 
-    view = Table(title=title, caption=f"tolerances: {EMBEDS_TOLERANCE:g}, {LOGITS_TOLERANCE:g}")
-    for heading in ("case", "tiles", "ids", "embeddings", "logits", "argmax", "greedy", ""):
-        view.add_column(heading)
-    for result in results:
-        agreement = result.argmax_agreement
-        view.add_row(
-            result.case,
-            _word(result.tiles_equal),
-            _word(result.ids_equal and result.length_equal),
-            _number(result.embeds_difference),
-            _number(result.logits_difference),
-            "-" if agreement is None else f"{agreement:.1%}",
-            f"{_word(result.greedy_equal)} ({result.num_greedy_compared})",
-            "pass" if result.passed else "FAIL",
-        )
+    rows = [
+        _case_cells(result) if isinstance(result, CaseResult) else _decoder_cells(result)
+        for result in results
+    ]
+    view = Table(title=title)
+    view.add_column("case", overflow="fold")
+    for heading in (*rows[0], ""):
+        view.add_column(heading, no_wrap=True)
+    for result, cells in zip(results, rows, strict=True):
+        view.add_row(result.case, *cells.values(), "pass" if result.passed else "FAIL")
     return view
+
+
+def _case_cells(result: CaseResult) -> dict[str, str]:
+    greedy = result.greedy_equal
+    return {
+        "tiles": _word(result.tiles_equal),
+        "ids": _word(result.ids_equal and result.length_equal),
+        "embeds": _number(result.embeds_difference),
+        "logits": _number(result.logits_difference),
+        "argmax": _share(result.argmax_agreement),
+        "greedy": "-" if greedy is None else f"{_word(greedy)} ({result.num_greedy_compared})",
+    }
+
+
+def _decoder_cells(result: DecoderResult) -> dict[str, str]:
+    return {
+        "weights": f"{result.num_weights_equal} of {result.num_weights} equal",
+        "logits": _number(result.logits_difference),
+        "argmax": _share(result.argmax_agreement),
+    }
+
+
+def _share(agreement: float | None) -> str:
+    return "-" if agreement is None else f"{math.floor(agreement * 100)} %"
 
 
 def _word(equal: bool | None) -> str:

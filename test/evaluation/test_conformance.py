@@ -3,6 +3,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from nvila_ros.models.generate import generate_greedy
 from nvila_ros.models.inputs import prepare
 from nvila_ros.models.preprocess import image_tiles
 
+DECODER = Path(__file__).parents[1] / "data" / "conformance" / "autoawq"
 SIZES = ((48, 48), (30, 90), (200, 40))
 
 
@@ -106,3 +109,36 @@ def test_a_missing_file_is_named(folder, name):
     (folder / "expected" / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         conformance.check(folder)
+
+
+@pytest.fixture
+def decoder_folder(tmp_path):
+    shutil.copytree(DECODER, tmp_path / "decoder", copy_function=shutil.copyfile)
+    return tmp_path / "decoder"
+
+
+def spoil_decoder(folder, key, change):
+    path = folder / "expected.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, key: change(tensors[key])}, path)
+
+
+def test_an_int4_weight_that_differs_is_seen(decoder_folder):
+    key = next(key for key in load_file(decoder_folder / "expected.safetensors") if "q_proj" in key)
+    spoil_decoder(decoder_folder, key, lambda weight: weight + 1)
+    (result,) = conformance.check(decoder_folder)
+    assert not result.passed and result.num_weights_equal == result.num_weights - 1
+
+
+@pytest.mark.parametrize("offset", [2e-3, float("nan")])
+def test_a_decoders_other_logits_are_seen(decoder_folder, offset):
+    spoil_decoder(decoder_folder, "logits", lambda logits: logits + offset)
+    (result,) = conformance.check(decoder_folder)
+    assert not result.passed
+    json.dumps(result.as_dict(), allow_nan=False)
+
+
+def test_a_decoder_without_answers_names_the_file(decoder_folder):
+    (decoder_folder / "expected.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"expected\.safetensors is missing"):
+        conformance.check(decoder_folder)
