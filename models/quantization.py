@@ -214,7 +214,7 @@ class PackedReader:
         self._linears = {
             name: part for name, part in root.named_modules() if isinstance(part, W4A16Linear)
         }
-        self._waiting: dict[str, dict[str, Tensor]] = {name: {} for name in self._linears}
+        self._waiting: dict[str, dict[str, Tensor]] = {}
         self.shapes = {
             f"{name}.{key}": shape
             for name, linear in self._linears.items()
@@ -229,7 +229,7 @@ class PackedReader:
         """Take one tensor of `path`; return a linear's state when this one completes it."""
         assert self._config is not None
         name, _, suffix = key.rpartition(".")
-        stored, linear = self._waiting[name], self._linears[name]
+        stored, linear = self._waiting.setdefault(name, {}), self._linears[name]
         _check_tensor(path, key, tensor, linear)
         stored[suffix] = tensor
         if len(stored) < len(stored_shapes(self._config, linear)):

@@ -78,15 +78,13 @@ def conformance(
     """Hold checkpoints' answers to those of the reference implementation, case by case."""
     from rich.console import Console
 
-    from nvila_ros.evaluation.conformance import check, table
+    from nvila_ros.evaluation.conformance import check, table, to_json
 
     results = {str(folder): check(folder) for folder in folders}
     passed = all(result.passed for cases in results.values() for result in cases)
     if as_json:
-        folders_json = {
-            folder: [result.as_dict() for result in cases] for folder, cases in results.items()
-        }
-        print_json({"passed": passed, "folders": folders_json})
+        contents = {folder: to_json(cases) for folder, cases in results.items()}
+        print_json({"passed": passed, "folders": contents})
     else:
         for folder, cases in results.items():
             Console().print(table(cases, folder))

@@ -29,7 +29,7 @@ ALLOWED = {
     "core": {"core", "models", "kernels"},
     "sim": {"errors"},
     "training": {"models", "kernels", "core", "sim"},
-    "evaluation": {"models", "kernels", "core", "sim"},
+    "evaluation": {"models", "core", "sim"},
     "cli": {"models", "core", "sim", "evaluation", "training", "nodes"},
     "ros": {"core"},
     "nodes": {"core", "models", "sim", "ros", "evaluation"},

@@ -208,6 +208,17 @@ def _comparable_greedy(tokens: list[int], vocab_size: int) -> list[int]:
     return tokens[: next(outside, len(tokens))]
 
 
+def to_json(results: Sequence[CaseResult | DecoderResult]) -> list[dict[str, Any]]:
+    """The comparison for machines; a number that is not finite becomes null."""
+    return [
+        {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in result.as_dict().items()
+        }
+        for result in results
+    ]
+
+
 def table(results: Sequence[CaseResult | DecoderResult], title: str) -> Table:
     """The comparison for people."""
     from rich.table import Table
@@ -221,7 +232,8 @@ def table(results: Sequence[CaseResult | DecoderResult], title: str) -> Table:
     for heading in (*rows[0], ""):
         view.add_column(heading, no_wrap=True)
     for result, cells in zip(results, rows, strict=True):
-        view.add_row(result.case, *cells.values(), "pass" if result.passed else "FAIL")
+        name = result.case if isinstance(result, CaseResult) else "decoder"
+        view.add_row(name, *cells.values(), "pass" if result.passed else "FAIL")
     return view
 
 
@@ -239,7 +251,8 @@ def _case_cells(result: CaseResult) -> dict[str, str]:
 
 def _decoder_cells(result: DecoderResult) -> dict[str, str]:
     return {
-        "weights": f"{result.num_weights_equal} of {result.num_weights} equal",
+        "weights": f"{result.num_weights - len(result.different_weights)} of "
+        f"{result.num_weights} equal",
         "logits": _number(result.logits_difference),
         "argmax": _share(result.argmax_agreement),
     }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conformance of an int4 decoder: its weights and answers held to the tool that quantized it.
+"""Conformance of a quantized decoder: its weights and logits held to those of the quantizer.
 
-A folder holds the decoder in `quantized/` and, in `expected.safetensors`, its weights dequantized
-to float16 (`dequantized.<module>.weight`), token ids and the logits of the dequantized network.
+A folder holds a decoder in `quantized/` and `expected.safetensors`: `input_ids` (T,), `logits`
+(T, V) float32, and `dequantized.<module>.weight` (N, K) for some of its modules.
 """
 
 from __future__ import annotations
@@ -14,33 +14,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models import weights
 
-DECODER_FOLDER = "quantized"
-EXPECTED_FILE = "expected.safetensors"
 LOGITS_TOLERANCE = 1e-3
-PREFIX, SUFFIX = "dequantized.", ".weight"
+WEIGHT_PREFIX = "dequantized."
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderResult:
-    """How far a decoder is from its reference."""
+    """What of a quantized decoder equals the quantizer's own answers."""
 
-    case: str
     num_weights: int
-    num_weights_equal: int  # bit for bit, as float16
-    logits_difference: float | None  # largest absolute difference; None where it is not finite
-    argmax_agreement: float  # share of the positions, in [0, 1]
+    different_weights: tuple[str, ...]  # modules whose dense weights differ in any bit
+    logits_difference: float  # largest absolute difference; nan where they are not finite
+    argmax_agreement: float  # share of the tokens, in [0, 1]
 
     @property
     def passed(self) -> bool:
-        """All of it is equal or within tolerance."""
+        """All weights are equal, logits within tolerance and every choice the same."""
         return (
-            self.num_weights_equal == self.num_weights > 0
-            and self.logits_difference is not None
+            not self.different_weights
             and self.logits_difference <= LOGITS_TOLERANCE
             and self.argmax_agreement == 1.0
         )
@@ -50,40 +46,51 @@ class DecoderResult:
         return {**asdict(self), "passed": self.passed}
 
 
-def is_decoder_folder(folder: Path) -> bool:
-    """Whether a folder is of this form."""
-    return (folder / DECODER_FOLDER).is_dir() and not (folder / "expected").exists()
+def is_decoder_folder(folder: Path | str) -> bool:
+    """Whether a folder has the form that `check_decoder` reads."""
+    return (Path(folder) / "quantized").is_dir()
 
 
 @torch.inference_mode()
-def check_decoder(folder: Path) -> DecoderResult:
-    """Read the decoder and compare, in float32 on the CPU."""
-    path = folder / EXPECTED_FILE
+def check_decoder(folder: Path | str) -> DecoderResult:
+    """Load the decoder in float32 on the CPU and compare all that the folder expects."""
+    folder = Path(folder)
+    expected = _read_expected(folder / "expected.safetensors")
+    model = weights.load_language_model(folder / "quantized", "cpu", torch.float32)
+    names = [key for key in expected if key.startswith(WEIGHT_PREFIX)]
+    different = [
+        name.removeprefix(WEIGHT_PREFIX).removesuffix(".weight")
+        for name in names
+        if not _equal(model.dense_weight(name.removeprefix(WEIGHT_PREFIX)), expected[name])
+    ]
+    embeds = model.model.embed_tokens(expected["input_ids"].long())  # (T, D)
+    logits = model.logits(model(embeds.unsqueeze(0))[0])  # (T, V)
+    if logits.shape != expected["logits"].shape:
+        raise CheckpointError(
+            f"{folder}: the decoder gives logits {tuple(logits.shape)}, "
+            f"{tuple(expected['logits'].shape)} are expected; copy the folder again"
+        )
+    same = logits.argmax(-1) == expected["logits"].argmax(-1)
+    return DecoderResult(
+        num_weights=len(names),
+        different_weights=tuple(different),
+        logits_difference=float((logits - expected["logits"]).abs().max()),
+        argmax_agreement=float(same.float().mean()),
+    )
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def _read_expected(path: Path) -> dict[str, Tensor]:
     try:
-        expected = load_file(path)
-        ids, logits = expected["input_ids"].long(), expected["logits"].float()  # (L,), (L, V)
+        tensors = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; copy the conformance folder again") from None
-    except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path} is corrupt or has no {error}; copy it again") from None
-    model = weights.load_language_model(folder / DECODER_FOLDER, "cpu", torch.float32)
-    linears = {name: part for name, part in model.named_modules() if isinstance(part, W4A16Linear)}
-    names = [key for key in expected if key.startswith(PREFIX)]
-    equal = 0
-    for name in names:
-        linear = linears.get(name.removeprefix(PREFIX).removesuffix(SUFFIX))
-        equal += linear is not None and torch.equal(linear.dequantized(), expected[name])
-    ours = model.logits(model(model.model.embed_tokens(ids).unsqueeze(0))[0])
-    if ours.shape != logits.shape:
-        raise CheckpointError(
-            f"{path}: logits have shape {tuple(logits.shape)}, the decoder gives "
-            f"{tuple(ours.shape)}; they are not of one checkpoint"
-        )
-    difference = float((ours - logits).abs().max())
-    return DecoderResult(
-        case=DECODER_FOLDER,
-        num_weights=len(names),
-        num_weights_equal=equal,
-        logits_difference=difference if difference < float("inf") else None,
-        argmax_agreement=float((ours.argmax(-1) == logits.argmax(-1)).float().mean()),
-    )
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
+    missing = [key for key in ("input_ids", "logits") if key not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} has no {', '.join(missing)}; nothing can be compared")
+    return tensors
