@@ -19,6 +19,7 @@ HALF_BYTES = 2
 FLOAT_BYTES = 4
 GROUP_SIZE = 128  # weights of one row that share a scale and a zero point in W4A16
 GROUP_BYTES = 2 * HALF_BYTES  # float16 scale and zero point
+NEWLINE_TOKENS = 1  # after a frame, or in the prompt's text where the network adds none
 TEXT_TOKENS = 256  # the navigation prompt with a long instruction, and the answer
 
 FORMULA = {
@@ -71,7 +72,7 @@ def _quantized_bytes(name: str, tensor: Tensor) -> int:
 
 def num_prompt_tokens(config: NvilaConfig, num_frames: int) -> int:
     """Tokens of a navigation prompt and its answer."""
-    return num_frames * (config.tokens_per_frame + 1) + TEXT_TOKENS
+    return num_frames * (config.tokens_per_frame + NEWLINE_TOKENS) + TEXT_TOKENS
 
 
 def cache_bytes(config: NvilaConfig, num_frames: int) -> int:

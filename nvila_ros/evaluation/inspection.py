@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.config import NvilaConfig
-from nvila_ros.models.config_files import load_config, read_json
+from nvila_ros.models.config_files import load_config
 from nvila_ros.models.footprint import FORMULA, find_gpu, footprints, num_prompt_tokens
 from nvila_ros.models.headers import read_part
 
@@ -41,7 +41,7 @@ def inspect(folder: Path | str, num_frames: int = 8) -> dict[str, Any]:
         "family": family(config),
         "num_parameters": sum(part.num_parameters for part in parts.values()),
         "num_bytes": sum(part.num_bytes for part in parts.values()),
-        "quantization": quantization(folder),
+        "quantization": quantization(config),
         "parts": {name: asdict(part) for name, part in parts.items()},
         "sizes": asdict(config),
         "tokens_per_frame": config.tokens_per_frame,
@@ -67,13 +67,10 @@ def family(config: NvilaConfig) -> str:
     return "NVILA-Video" if config.image_aspect_ratio == "resize" else "NVILA"
 
 
-def quantization(folder: Path) -> str | None:
+def quantization(config: NvilaConfig) -> str | None:
     """How the decoder's weights are stored, None where they are floats."""
-    entry = read_json(folder / "llm" / "config.json").get("quantization_config")
-    if not entry:
-        return None
-    bits = entry.get("bits") or entry.get("w_bit")
-    return f"{entry.get('quant_method', 'unnamed')}{f', {bits} bits' if bits else ''}"
+    packed = config.language.quantization
+    return packed and f"{packed.layout}, 4 bits in groups of {packed.group_size}"
 
 
 def tables(result: dict[str, Any]) -> list[RenderableType]:

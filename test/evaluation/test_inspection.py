@@ -3,13 +3,14 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation import inspection
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
+from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
 from nvila_ros.models.config_files import save_config
 from nvila_ros.models.footprint import Gpu, footprints
 from nvila_ros.models.headers import read_header, read_part
@@ -134,6 +135,14 @@ def test_without_a_gpu_nothing_is_claimed(tiny_folder, monkeypatch):
 def test_families_are_known_by_their_features(tiny_checkpoint, changes, name):
     config = tiny_checkpoint()[0].config
     assert inspection.family(NvilaConfig(**{**vars(config), **changes})) == name
+
+
+def test_a_packed_decoder_is_named_and_needs_no_more_memory(nvila_8b):
+    packed = QuantizationConfig(layout="awq_gemm")
+    config = replace(nvila_8b, language=replace(nvila_8b.language, quantization=packed))
+    assert inspection.quantization(config) == "awq_gemm, 4 bits in groups of 128"
+    assert inspection.quantization(nvila_8b) is None
+    assert footprints(config, 8) == footprints(nvila_8b, 8)
 
 
 def test_packed_weights_are_counted_one_by_one(tmp_path):
