@@ -70,7 +70,9 @@ def family(config: NvilaConfig) -> str:
 def quantization(config: NvilaConfig) -> str | None:
     """How the decoder's weights are stored, None where they are floats."""
     packed = config.language.quantization
-    return packed and f"{packed.layout}, 4 bits in groups of {packed.group_size}"
+    if packed is None:
+        return None
+    return f"{packed.layout}, 4 bits in groups of {packed.group_size}"
 
 
 def tables(result: dict[str, Any]) -> list[RenderableType]:
