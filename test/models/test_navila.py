@@ -142,13 +142,9 @@ def folder(reference, tmp_path_factory):
 TOP_LEVEL = {
     "architectures": ["LlavaLlamaModel"],
     "model_type": "llava_llama",
-    "drop_path_rate": 0.0,
-    "fps": 0.0,
     "hidden_size": 32,
     "image_aspect_ratio": "resize",
-    "interpolate_mode": "linear",
     "mm_hidden_size": 16,
-    "mm_projector_lr": None,
     "mm_use_im_patch_token": False,
     "mm_use_im_start_end": False,
     "mm_vision_select_feature": "cls_patch",
@@ -158,7 +154,6 @@ TOP_LEVEL = {
     "s2": False,
     "s2_max_split_size": 336,
     "s2_scales": "336,672,1008",
-    "tune_language_model": True,
     "vision_resolution": -1,
 }
 
