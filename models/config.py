@@ -50,6 +50,16 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """How a checkpoint stores the decoder's int4 linears."""
+
+    layout: str  # 'awq_gemm', 'awq_gemv' or 'compressed'
+    group_size: int = 128  # inputs that share one scale and one zero point
+    is_symmetric: bool = False  # without stored zero points; only 'compressed' can be
+    skipped: tuple[str, ...] = ()  # modules that stay float, in the words of the layout
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """A Qwen2 or Llama decoder, in the words of `llm/config.json`."""
 
@@ -68,6 +78,7 @@ class LanguageConfig:
     qkv_bias: bool = True  # Qwen2 has biases on q, k, v; Llama has none
     tie_word_embeddings: bool = False
     model_type: str = "qwen2"
+    quantization: QuantizationConfig | None = None  # None: every weight is float
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -97,6 +108,7 @@ class NvilaConfig:
     video_pool_sizes: tuple[tuple[int, int, int], ...] = field(
         default=()
     )  # TSP (frames, rows, columns)
+    frame_end_text: str = "\n"  # embedded after each frame's features; VILA-1.5 has none
 
     def __post_init__(self) -> None:
         if self.mm_projector_type not in DOWNSAMPLE_RATES:

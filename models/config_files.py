@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
+from nvila_ros.models.config import (
+    LanguageConfig,
+    NvilaConfig,
+    QuantizationConfig,
+    VisionConfig,
+)
+from nvila_ros.models.quantization import read_quantization, write_quantization
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -32,6 +38,11 @@ def _require(mapping: dict[str, Any], key: str, path: Path) -> Any:
 
 def _read_vision(path: Path) -> VisionConfig:
     data = read_json(path)
+    model_type = data.get("model_type", "siglip_vision_model")
+    if model_type != "siglip_vision_model":
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}; 'siglip_vision_model' is supported"
+        )
     known = {item.name for item in fields(VisionConfig)}
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         _require(data, key, path)
@@ -40,7 +51,16 @@ def _read_vision(path: Path) -> VisionConfig:
     return VisionConfig(**{key: value for key, value in data.items() if key in known})
 
 
-def _read_language(path: Path) -> LanguageConfig:
+def _read_language_quantization(path: Path, data: dict[str, Any]) -> QuantizationConfig | None:
+    """From `quantization_config`, or from the `quant_config.json` that older AutoAWQ wrote."""
+    beside = path.with_name("quant_config.json")
+    if data.get("quantization_config"):
+        return read_quantization(data["quantization_config"], path)
+    return read_quantization(read_json(beside), beside) if beside.exists() else None
+
+
+def read_language(path: Path) -> LanguageConfig:
+    """The decoder's sizes from `llm/config.json`."""
     data = read_json(path)
     model_type = _require(data, "model_type", path)
     if model_type not in ("qwen2", "llama"):
@@ -52,11 +72,6 @@ def _read_language(path: Path) -> LanguageConfig:
     if data.get("use_sliding_window"):
         raise CheckpointError(
             f"{path}: sliding window attention is on; full attention is supported"
-        )
-    if data.get("quantization_config"):
-        method = data["quantization_config"].get("quant_method", "an unnamed method")
-        raise CheckpointError(
-            f"{path}: weights are quantized by {method}; use the float checkpoint"
         )
     heads = _require(data, "num_attention_heads", path)
     hidden_size = _require(data, "hidden_size", path)
@@ -84,6 +99,7 @@ def _read_language(path: Path) -> LanguageConfig:
         qkv_bias=model_type == "qwen2" or bool(data.get("attention_bias", False)),
         tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
         model_type=model_type,
+        quantization=_read_language_quantization(path, data),
     )
 
 
@@ -93,6 +109,30 @@ def _video_pool_sizes(encoder: str | dict[str, Any] | None) -> tuple[tuple[int, 
     return tuple(tuple(pool) for pool in spec.get("pool_sizes") or ())
 
 
+def _frame_end_text(encoder: str | dict[str, Any] | None, language: LanguageConfig) -> str:
+    """What is embedded after each frame: NVILA's encoder says so, VILA-1.5 (Llama-3) has none."""
+    if encoder is None:
+        return "" if language.model_type == "llama" else "\n"
+    spec = json.loads(encoder) if isinstance(encoder, str) else encoder
+    return spec.get("end_tokens", "\n") or ""
+
+
+def _check_features(path: Path, data: dict[str, Any], image_size: int) -> None:
+    """Refuse what older VILA code could do with pixels and features, and this network does not."""
+    supported = {
+        "s2": (None, False),
+        "mm_use_im_start_end": (None, False),
+        "mm_vision_select_feature": (None, "cls_patch"),
+        "vision_resolution": (None, -1, image_size),
+    }
+    for key, values in supported.items():
+        if data.get(key) not in values:
+            raise CheckpointError(
+                f"{path}: {key} is {data[key]!r}; {values[1]!r} is supported; "
+                "use a checkpoint that was trained with it"
+            )
+
+
 def load_config(folder: Path | str) -> NvilaConfig:
     """Read the JSON files of a released three-folder checkpoint."""
     folder = Path(folder)
@@ -100,14 +140,16 @@ def load_config(folder: Path | str) -> NvilaConfig:
     data = read_json(path)
     projector_path = folder / "mm_projector" / "config.json"
     projector = read_json(projector_path)
-    language = _read_language(folder / "llm" / "config.json")
+    language = read_language(folder / "llm" / "config.json")
     aspect_ratio = data.get("image_aspect_ratio") or "resize"
     is_s2 = aspect_ratio == "dynamic_s2"
+    vision = _read_vision(folder / "vision_tower" / "config.json")
+    _check_features(path, data, vision.image_size)
     scales = data.get("s2_scales") or ""
     if isinstance(scales, str):
         scales = [int(scale) for scale in scales.split(",") if scale]
     return NvilaConfig(
-        vision=_read_vision(folder / "vision_tower" / "config.json"),
+        vision=vision,
         language=language,
         mm_projector_type=_require(projector, "mm_projector_type", projector_path),
         image_aspect_ratio=aspect_ratio,
@@ -121,6 +163,7 @@ def load_config(folder: Path | str) -> NvilaConfig:
         num_time_tokens=data.get("num_time_tokens") or 0,
         time_token_format=data.get("time_token_format") or "<t{t}>",
         video_pool_sizes=_video_pool_sizes(data.get("video_encoder")),
+        frame_end_text=_frame_end_text(data.get("image_encoder"), language),
     )
 
 
@@ -147,6 +190,9 @@ def save_config(folder: Path | str, config: NvilaConfig, dtype: str) -> None:
 
 
 def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
+    image_encoder: dict[str, Any] = {"_target_": "llava.model.encoders.BasicImageEncoder"}
+    if config.frame_end_text != "\n":
+        image_encoder["end_tokens"] = config.frame_end_text or None
     is_tsp = bool(config.video_pool_sizes)
     video_encoder: dict[str, Any] = {
         "_target_": f"llava.model.encoders.{'TSPVideoEncoder' if is_tsp else 'BasicVideoEncoder'}"
@@ -159,7 +205,7 @@ def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
         "dynamic_s2": config.image_aspect_ratio == "dynamic_s2",
         "hidden_size": config.language.hidden_size,
         "image_aspect_ratio": config.image_aspect_ratio,
-        "image_encoder": {"_target_": "llava.model.encoders.BasicImageEncoder"},
+        "image_encoder": image_encoder,
         "max_tiles": config.max_tiles,
         "min_tiles": config.min_tiles,
         "mm_hidden_size": config.mm_hidden_size,
@@ -179,6 +225,12 @@ def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
     data = asdict(config)
     qkv_bias = data.pop("qkv_bias")
     factor = data.pop("rope_linear_factor")
+    del data["quantization"]
+    quantized = (
+        {"quantization_config": write_quantization(config.quantization)}
+        if config.quantization
+        else {}
+    )
     is_qwen2 = config.model_type == "qwen2"
     return {
         "architectures": ["Qwen2ForCausalLM" if is_qwen2 else "LlamaForCausalLM"],
@@ -187,6 +239,7 @@ def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "rope_scaling": None if factor == 1.0 else {"type": "linear", "factor": factor},
         "torch_dtype": dtype,
+        **quantized,
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One user message with its pictures to token ids and the feature blocks among them."""
+"""One user message with its pictures or video to token ids and the feature blocks among them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.preprocess import image_tiles
+from nvila_ros.models.preprocess import frame_pixels, image_tiles
 from nvila_ros.models.prompt import IMAGE_TOKEN, user_prompt
+from nvila_ros.models.temporal import video_block
 from nvila_ros.models.tokenizer import Tokenizer
+
+FRAMES_PER_PASS = 8  # of a video: its frames need not all be in the tower at once
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,26 @@ def prepare(
         # NVILA-Lite shows every tile as an image of its own, on its own line.
         message = message.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN}\n" * len(media))
     return FusedInput(tokenizer.encode(user_prompt(message.strip(), config.chat_template)), media)
+
+
+@torch.inference_mode()
+def prepare_video(
+    model: Nvila,
+    tokenizer: Tokenizer,
+    message: str,
+    frames: Sequence[Image.Image | np.ndarray],
+) -> FusedInput:
+    """A user message with one `<vila/video>` -> ids that end where the answer begins.
+
+    User text in the message must have passed `prompt.check_text`.
+    """
+    config = model.config
+    features = []
+    for start in range(0, len(frames), FRAMES_PER_PASS):
+        batch = [frame_pixels(frame, config) for frame in frames[start : start + FRAMES_PER_PASS]]
+        pixels = torch.stack(batch).to(model.device, model.dtype)
+        features.append(model.encode_frames(pixels))
+    newline_ids = torch.tensor(model.newline_token_ids, dtype=torch.long, device=model.device)
+    newline = model.llm.model.embed_tokens(newline_ids)  # (k, D)
+    block = video_block(torch.cat(features), newline, config.video_pool_sizes)
+    return FusedInput(tokenizer.encode(user_prompt(message.strip(), config.chat_template)), [block])

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import LanguageConfig
+from nvila_ros.models.quantization import quantize_linears
 
 
 class KeyValueCache:
@@ -185,6 +187,8 @@ class LanguageModel(nn.Module):
             if config.tie_word_embeddings
             else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
+        if config.quantization is not None:
+            quantize_linears(self, config.quantization)
 
     def forward(
         self,
@@ -225,3 +229,8 @@ class LanguageModel(nn.Module):
         """(..., D) hidden states -> (..., V) next-token scores."""
         head = self.model.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(hidden, head.weight)
+
+    def dense_weight(self, name: str) -> Tensor:
+        """A parameter by its released name; of an int4 linear, (N, K) that its codes stand for."""
+        module = self.get_submodule(name.rpartition(".")[0])
+        return module.dequantized() if isinstance(module, W4A16Linear) else self.get_parameter(name)

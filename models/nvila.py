@@ -86,8 +86,8 @@ class Nvila(nn.Module):
     ) -> Tensor:
         """Token ids (N,) and one (T, D) block per media id, in order -> fused embeddings (L, D).
 
-        Each media id is replaced by its block and the embedding of a newline. For one sequence at
-        inference: it looks at the ids on the host.
+        Each media id is replaced by its block and what ends a block. For one sequence at inference:
+        it looks at the ids on the host.
         """
         ids = input_ids.tolist() if isinstance(input_ids, Tensor) else list(input_ids)
         num_expected = sum(token in self.media_token_ids for token in ids)

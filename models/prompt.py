@@ -12,6 +12,7 @@ from nvila_ros.errors import ConfigError, InstructionError
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<vila/video>"
 SENTINEL_TOKEN = "<vila/sentinel>"
+BEGIN_OF_TEXT = "<|begin_of_text|>"  # opens every llama_3 prompt
 MEDIA_TOKENS = (SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)  # in the order in which they are added
 
 MAX_INSTRUCTION_CHARACTERS = 2000
@@ -145,8 +146,4 @@ def _llama_3_chat(messages: Sequence[tuple[str, str]], add_generation_prompt: bo
         f"{header(role)}{content}<|eot_id|>"
         for role, content in _with_system(messages, LLAMA_3_SYSTEM)
     ]
-    return (
-        "<|begin_of_text|>"
-        + "".join(turns)
-        + (header("assistant") if add_generation_prompt else "")
-    )
+    return BEGIN_OF_TEXT + "".join(turns) + (header("assistant") if add_generation_prompt else "")

@@ -12,14 +12,15 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.prompt import IMAGE_TOKEN, MEDIA_TOKENS, VIDEO_TOKEN
+from nvila_ros.models.prompt import BEGIN_OF_TEXT, IMAGE_TOKEN, MEDIA_TOKENS, VIDEO_TOKEN
 
 # How Qwen2 cuts text into words before byte-pair merging.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>")
+# Llama-3 ends a turn with <|eot_id|>; VILA-1.5 trained the last one to end with <|end_of_text|>.
+END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
 
 class Tokenizer:
@@ -33,6 +34,8 @@ class Tokenizer:
         settings: dict[str, Any] | None = None,
     ) -> None:
         self._backend = backend
+        backend.no_padding()  # a tokenizer.json may ask for either; a prompt is never cut
+        backend.no_truncation()
         self._settings = dict(settings or {}, eos_token=eos_token)
         missing = [token for token in MEDIA_TOKENS if backend.token_to_id(token) is None]
         backend.add_special_tokens(
@@ -69,7 +72,24 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Trusted text, special tokens recognised. Check user text first (`prompt.check_text`)."""
+        if text.startswith(BEGIN_OF_TEXT):
+            return self._encode_vila_1_5(text)
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _encode_vila_1_5(self, text: str) -> list[int]:
+        """A llama_3 prompt as VILA-1.5 and NaVILA encode it: piece by piece between the images.
+
+        Each piece is encoded as a text of its own, with whatever its tokenizer puts in front, and
+        then loses its first token, for which one begin of text stands at the very beginning. So a
+        tokenizer that adds a begin of text (Llama-3's does) opens the prompt with two of them, and
+        one that adds none loses the newline after each image. Released weights expect either.
+        """
+        ids = [self.id(BEGIN_OF_TEXT)]
+        for index, piece in enumerate(text.split(IMAGE_TOKEN)):
+            if index:
+                ids.append(self.image_id)
+            ids += self._backend.encode(piece, add_special_tokens=True).ids[1:]
+        return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Ids back to text."""

@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line `nvila`: demo, simulate, ask and render; heavy imports wait inside the commands.
+"""The command line `nvila`: demo, simulate and render; heavy imports wait inside the commands.
 
 Exit codes: 0 done, 2 wrong usage, 3 unusable input (configuration, checkpoint, instruction, image),
-4 a system library is missing, 5 the robot did not arrive (only with --require-success), 130 stopped
-by Ctrl-C. Anything else is a defect and shows its trace.
+4 a system library is missing, 5 the robot did not arrive (only with --require-success), 6 a
+checkpoint's answers differ from the reference, 130 stopped by Ctrl-C. Anything else is a defect and
+shows its trace.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from nvila_ros import __version__
-from nvila_ros.errors import ConfigError, ImageError, NvilaError, SystemLibraryError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-EXIT_INPUT = 3
-EXIT_SYSTEM_LIBRARY = 4
-EXIT_NOT_ARRIVED = 5
-EXIT_INTERRUPTED = 130
+from nvila_ros import __version__, cli_checkpoints
+from nvila_ros.cli_options import (
+    EXIT_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_ARRIVED,
+    EXIT_SYSTEM_LIBRARY,
+    NANO_FOLDER,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    print_json,
+)
+from nvila_ros.errors import ConfigError, NvilaError, SystemLibraryError
 
 MAX_SEEDS = 100_000
-PACKAGE_FOLDER = Path(__file__).resolve().parent
-NANO_FOLDER = PACKAGE_FOLDER / "models" / "nano"
 
 app = typer.Typer(
     name="nvila",
@@ -40,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(cli_checkpoints.app)  # its commands stand beside these
 
 
 class ControlName(str, enum.Enum):
@@ -57,11 +59,6 @@ class DriverName(str, enum.Enum):
     oracle = "oracle"
 
 
-ModelOption = Annotated[
-    Path, typer.Option("--model", help="Checkpoint folder.", show_default="the small one inside")
-]
-DeviceOption = Annotated[str, typer.Option(help="Torch device, for instance cpu or cuda.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RequireOption = Annotated[
     bool, typer.Option("--require-success", help=f"Exit with {EXIT_NOT_ARRIVED} on a failure.")
 ]
@@ -134,40 +131,6 @@ def simulate(
 
 
 @app.command()
-def ask(
-    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, in order.")],
-    question: Annotated[str, typer.Argument(help="What to ask about them.")],
-    device: DeviceOption = "cpu",
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    as_json: JsonOption = False,
-) -> None:
-    """Ask a model a free question about pictures."""
-    from nvila_ros.models import weights
-    from nvila_ros.models.generate import generate_greedy
-    from nvila_ros.models.inputs import prepare
-    from nvila_ros.models.prompt import IMAGE_TOKEN, check_text
-
-    pictures = [read_image(path) for path in images]
-    network, tokenizer = weights.load(model, device)
-    check_text(question, tokenizer.special_tokens)
-    message = f"{IMAGE_TOKEN}\n" * len(pictures) + question
-    fused = prepare(network, tokenizer, message, pictures)
-    ids = generate_greedy(
-        network,
-        fused.input_ids,
-        fused.media,
-        max_new_tokens=max_new_tokens,
-        stop_ids=tokenizer.stop_ids,
-    )
-    answer = tokenizer.decode(ids).strip()
-    if as_json:
-        print_json({"question": question, "answer": answer, "num_images": len(pictures)})
-    else:
-        typer.echo(answer)
-
-
-@app.command()
 def render(
     seed: Annotated[int, typer.Option(min=0, help="Apartment.")],
     output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo"),
@@ -196,26 +159,6 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if not 0 <= begin < end or end - begin > MAX_SEEDS:
         raise ConfigError(f"seeds are {text!r}, expected 0 <= A < B and at most {MAX_SEEDS}")
     return tuple(range(begin, end))
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A picture file -> (H, W, 3) uint8 RGB."""
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist; give the path of a picture file") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ImageError(f"{path} is no readable picture ({error}); give PNG or JPEG") from None
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """The one object on stdout."""
-    json.dump(content, sys.stdout, allow_nan=False)
-    sys.stdout.write("\n")
 
 
 @contextlib.contextmanager

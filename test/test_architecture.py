@@ -41,7 +41,8 @@ def room_of(module: str) -> str:
     part = module.split(".")[1] if "." in module else "core"
     if part in CORE:
         return "core"
-    return "ros" if part.startswith("ros_") else part
+    rim = next((room for room in ("ros", "cli") if part.startswith(f"{room}_")), None)
+    return rim or part
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -2,6 +2,9 @@
 """Saving and loading, Hugging Face reading what was saved, and every way a folder can be broken."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -153,10 +156,29 @@ def test_a_truncated_file_is_named(folder, keep):
         weights.load(folder)
 
 
-def test_a_pickle_is_refused_with_the_command_that_converts_it(folder):
-    (folder / "llm" / "model.safetensors").rename(folder / "llm" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pickle.*weights_only=True"):
+def write_pickles(folder, num_files, suffix):
+    """The decoder as pickles, and beside it one that a trainer leaves and that holds no weights."""
+    tensors = load_file(folder / "llm" / "model.safetensors")
+    (folder / "llm" / "model.safetensors").unlink()
+    for index in range(num_files):
+        part = {key: tensors[key] for key in sorted(tensors)[index::num_files]}
+        torch.save(part, folder / "llm" / f"pytorch_model-{index}{suffix}")
+    torch.save(object(), folder / "llm" / f"training_args{suffix}")
+
+
+@pytest.mark.parametrize(("num_files", "suffix"), [(1, ".pt"), (2, ".bin")])
+def test_a_pickle_is_refused_with_a_command_that_converts_it(
+    tiny_model, tokenizer, tmp_path, num_files, suffix
+):
+    folder = tmp_path / "it's a model"
+    weights.save(folder, tiny_model, tokenizer)
+    write_pickles(folder, num_files, suffix)
+    with pytest.raises(CheckpointError, match="is a pickle, which can run code") as failure:
         weights.load(folder)
+    command = str(failure.value).split("convert it with: ")[1]
+    command = command.replace("&& python", f"&& {shlex.quote(sys.executable)}")
+    subprocess.run(command, shell=True, check=True)
+    assert states_equal(weights.load(folder)[0], tiny_model)
 
 
 @pytest.mark.parametrize("name", ["llm", "vision_tower", "mm_projector"])

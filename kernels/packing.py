@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Int4 weights as checkpoints store them -> one form: codes, zero points and scales per group.
+
+Letters: N outputs, K inputs, G = K / group groups of one output, W = columns / 8 words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CODES_PER_WORD = 8  # four bits each in an int32
+SYMMETRIC_ZERO = 8  # the code that stands for 0 where a checkpoint stores no zero points
+SEQUENTIAL = (0, 1, 2, 3, 4, 5, 6, 7)
+# AutoAWQ's GEMM layout: nibble i (bits 4i to 4i + 3) of a word holds the word's column order[i].
+AWQ_GEMM_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int4Weight:
+    """One linear's weight; w[n, k] = (code[n, k] - zeros[n, k // group]) * scales[n, k // group].
+
+    qweight: (N, K / 8) int32, eight codes a word, the lowest bits first
+    zeros: (N, G) uint8 in 0..15
+    scales: (N, G) float, in the checkpoint's own dtype: dequantizing in it is exact by bits
+    """
+
+    qweight: Tensor
+    zeros: Tensor
+    scales: Tensor
+
+
+def pack(codes: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
+    """(R, C) uint8 in 0..15, C a multiple of 8 -> (R, C / 8) int32.
+
+    Byte b of a word holds nibbles 2b and 2b + 1: bytes are four times less to move than words.
+    """
+    columns = codes.contiguous().unflatten(1, (-1, CODES_PER_WORD))  # (R, W, 8)
+    words = torch.empty(*columns.shape[:2], 4, dtype=torch.uint8, device=codes.device)
+    for byte in range(4):
+        low, high = order[2 * byte], order[2 * byte + 1]
+        words[..., byte] = columns[..., low] | columns[..., high] << 4
+    return words.view(torch.int32).flatten(1)
+
+
+def unpack(words: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
+    """(R, W) int32 -> (R, 8 W) uint8 in 0..15."""
+    rows, width = words.shape
+    stored = words.contiguous().view(torch.uint8).view(rows, width, 4)
+    codes = torch.empty(rows, width, CODES_PER_WORD, dtype=torch.uint8, device=words.device)
+    for byte in range(4):
+        codes[..., order[2 * byte]] = stored[..., byte] & 15
+        codes[..., order[2 * byte + 1]] = stored[..., byte] >> 4
+    return codes.flatten(1)
+
+
+def from_awq_gemm(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Int4Weight:
+    """AutoAWQ version GEMM: (K, N / 8) int32, (G, N / 8) int32, (G, N) float16."""
+    return Int4Weight(
+        qweight=pack(unpack(qweight, AWQ_GEMM_ORDER).t()),
+        zeros=unpack(qzeros, AWQ_GEMM_ORDER).t().contiguous(),
+        scales=scales.t().contiguous(),
+    )
+
+
+def to_awq_gemm(weight: Int4Weight) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of `from_awq_gemm`; N is a multiple of 8."""
+    return (
+        pack(unpack(weight.qweight).t(), AWQ_GEMM_ORDER),
+        pack(weight.zeros.t(), AWQ_GEMM_ORDER),
+        weight.scales.t().contiguous(),
+    )
+
+
+def from_awq_gemv(qweight: Tensor, qzeros: Tensor, scales: Tensor, num_groups: int) -> Int4Weight:
+    """AutoAWQ version GEMV: (N, K / 8) int32, (N, Z) int32, (N, 8 Z) float16, Z = ceil(G / 8).
+
+    Columns after the first G of zero points and scales only fill the last word.
+    """
+    return Int4Weight(
+        qweight=qweight,
+        zeros=unpack(qzeros)[:, :num_groups].contiguous(),
+        scales=scales[:, :num_groups].contiguous(),
+    )
+
+
+def from_compressed(qweight: Tensor, scales: Tensor, qzeros: Tensor | None) -> Int4Weight:
+    """compressed-tensors pack-quantized: (N, K / 8) int32, (N, G) float, (ceil(N / 8), G) int32.
+
+    Signed codes -8..7 and zero points are stored plus 8, so that their difference is unchanged;
+    zero points are packed along N. Without them the weight is symmetric: z = 0, stored as 8.
+    """
+    if qzeros is None:
+        zeros = torch.full(scales.shape, SYMMETRIC_ZERO, dtype=torch.uint8, device=scales.device)
+    else:
+        zeros = unpack(qzeros.t()).t()[: scales.shape[0]].contiguous()
+    return Int4Weight(qweight=qweight, zeros=zeros, scales=scales)

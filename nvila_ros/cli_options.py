@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: options, exit codes and the one object on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXIT_INPUT = 3
+EXIT_SYSTEM_LIBRARY = 4
+EXIT_NOT_ARRIVED = 5
+EXIT_DIFFERENT = 6
+EXIT_INTERRUPTED = 130
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+NANO_FOLDER = PACKAGE_FOLDER / "models" / "nano"
+
+ModelOption = Annotated[
+    Path, typer.Option("--model", help="Checkpoint folder.", show_default="the small one inside")
+]
+DeviceOption = Annotated[str, typer.Option(help="Torch device, for instance cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """The one object on stdout."""
+    json.dump(content, sys.stdout, allow_nan=False)
+    sys.stdout.write("\n")
