@@ -110,7 +110,7 @@ class NanoTrainer:
                 if isinstance(message, Started):
                     self.drivers[worker] = message.driver
                     self.running[worker] = [
-                        EpisodeRecord(text, self.sequences.navigation_prompt(text))
+                        EpisodeRecord(self.sequences.navigation_prompt(text))
                         for text in message.instructions
                     ]
                 elif isinstance(message, Step):

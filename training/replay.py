@@ -67,7 +67,6 @@ class FrameRing:
 class EpisodeRecord:
     """One robot's episode as the trainer sees it."""
 
-    instruction: str
     prompt_ids: np.ndarray  # expanded ids of the whole prompt, answer excluded
     tickets: list[int] = field(default_factory=list)  # one per frame
     shown: list[np.ndarray] = field(default_factory=list)  # (8,) tickets per decision

@@ -24,7 +24,9 @@ class Student:
         device = model.device
         self.places = torch.tensor(sequences.navigation_image_places, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        self.encoded_upto: dict[int, int] = {}
+        self.encoded: dict[
+            int, int
+        ] = {}  # ring slot -> ticket of the frame whose features it holds
 
     @torch.no_grad()
     def decide(self, records: list[EpisodeRecord], greedy: np.ndarray) -> np.ndarray:
@@ -49,16 +51,14 @@ class Student:
     def _encode(self, shown: np.ndarray) -> None:
         tickets = np.unique(shown)
         fresh = [
-            t
-            for t in tickets.tolist()
-            if self.encoded_upto.get(t % self.ring.capacity) != t or t == 0
+            t for t in tickets.tolist() if self.encoded.get(t % self.ring.capacity) != t or t == 0
         ]
         for begin in range(0, len(fresh), ENCODE_CHUNK):
             part = fresh[begin : begin + ENCODE_CHUNK]
             slots = torch.tensor([t % self.ring.capacity for t in part], device=self.model.device)
             features = self.model.encode_frames(normalise(self.ring.pixels[slots]))
             self.ring.features[slots] = features.to(self.ring.features.dtype)
-            self.encoded_upto.update({t % self.ring.capacity: t for t in part})
+            self.encoded.update({t % self.ring.capacity: t for t in part})
 
     def _walk(self, ids, features, lengths, greedy) -> torch.Tensor:
         """Down the answers' tokens: at each place, choose among the answers that still agree."""

@@ -33,7 +33,7 @@ def test_a_ring_keeps_the_black_slot_and_the_newest_frames():
 def test_an_overwritten_episode_is_forgotten():
     ring = _ring(6000)
     replay = Replay(ring)
-    record = EpisodeRecord("go", np.zeros(3, np.int64))
+    record = EpisodeRecord(np.zeros(3, np.int64))
     record.tickets += ring.put(np.zeros((2, 2, 2, 3), np.uint8)).tolist()
     record.shown.append(record.show())
     replay.add_episode(record)
