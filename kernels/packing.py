@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 CODES_PER_WORD = 8  # four bits each in an int32
+ROWS_GROUP = 128  # inputs that share a scale and zero point in RowsInt4
 SYMMETRIC_ZERO = 8  # the code that stands for 0 where a checkpoint stores no zero points
 SEQUENTIAL = (0, 1, 2, 3, 4, 5, 6, 7)
 # AutoAWQ's GEMM layout: nibble i (bits 4i to 4i + 3) of a word holds the word's column order[i].
@@ -98,3 +99,58 @@ def from_compressed(qweight: Tensor, scales: Tensor, qzeros: Tensor | None) -> I
     else:
         zeros = unpack(qzeros.t()).t()[: scales.shape[0]].contiguous()
     return Int4Weight(qweight=qweight, zeros=zeros, scales=scales)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsInt4:
+    """The one layout of the fast paths, shared by decode and prefill; K is a multiple of 128.
+
+    qweight: (N, K / 8) int32; nibble i of word w holds code k = 8 w + AWQ_GEMM_ORDER[i], so that
+        `(word >> 4 j) & 0x000f000f` is the pair (k = 8 w + 2 j, 8 w + 2 j + 1)
+    scale_zero: (N, K / 128, 2) float16: the scale, then the zero point 0..15 as a float
+    """
+
+    qweight: Tensor
+    scale_zero: Tensor
+
+    @property
+    def num_outputs(self) -> int:
+        """N."""
+        return self.qweight.shape[0]
+
+    @property
+    def num_inputs(self) -> int:
+        """K."""
+        return self.qweight.shape[1] * CODES_PER_WORD
+
+
+def to_rows(weight: Int4Weight) -> RowsInt4:
+    """The weight for the fast paths; scales are rounded to float16. ValueError: groups not of 128."""
+    num_inputs = weight.qweight.shape[1] * CODES_PER_WORD
+    group_size = num_inputs // weight.scales.shape[1]
+    if group_size != ROWS_GROUP or num_inputs % ROWS_GROUP:
+        raise ValueError(
+            f"groups of {group_size} along {num_inputs} inputs; the fast int4 paths read groups of "
+            f"{ROWS_GROUP}: quantize with group size {ROWS_GROUP}"
+        )
+    return RowsInt4(
+        qweight=pack(unpack(weight.qweight), AWQ_GEMM_ORDER),
+        scale_zero=torch.stack((weight.scales.half(), weight.zeros.half()), dim=-1).contiguous(),
+    )
+
+
+def from_rows(rows: RowsInt4) -> Int4Weight:
+    """The inverse of `to_rows`, with float16 scales."""
+    return Int4Weight(
+        qweight=pack(unpack(rows.qweight, AWQ_GEMM_ORDER)),
+        zeros=rows.scale_zero[..., 1].to(torch.uint8),
+        scales=rows.scale_zero[..., 0].contiguous(),
+    )
+
+
+def concatenate_rows(parts: Sequence[RowsInt4]) -> RowsInt4:
+    """Several linears of the same input as one, their outputs one after the other (q | k | v)."""
+    return RowsInt4(
+        qweight=torch.cat([part.qweight for part in parts]),
+        scale_zero=torch.cat([part.scale_zero for part in parts]),
+    )

@@ -99,3 +99,42 @@ def test_the_linear_equals_a_dense_one(weight, bias):
     dense = torch.nn.functional.linear(inputs, linear.dequantized().float(), linear.bias)
     assert torch.equal(linear(inputs), dense)
     assert torch.equal(linear.bfloat16()(inputs.bfloat16()).isfinite(), torch.ones(2, 3, N) == 1)
+
+
+def test_rows_hold_the_pairs_that_one_mask_takes_out():
+    codes = torch.arange(128, dtype=torch.uint8)[None] % 16
+    rows = packing.to_rows(
+        Int4Weight(
+            qweight=packing.pack(codes),
+            zeros=torch.tensor([[7]], dtype=torch.uint8),
+            scales=torch.tensor([[0.25]]),
+        )
+    )
+    word = int(rows.qweight[0, 1])  # codes 8..15
+    for pair in range(4):
+        assert (word >> 4 * pair) & 0x000F000F == (8 + 2 * pair) | (9 + 2 * pair) << 16
+    assert rows.scale_zero.tolist() == [[[0.25, 7.0]]]
+    assert rows.scale_zero.dtype == torch.float16
+    assert (rows.num_outputs, rows.num_inputs) == (1, 128)
+
+
+def test_rows_there_and_back(weight):
+    assert equal(packing.from_rows(packing.to_rows(weight)), weight)
+
+
+def test_rows_one_after_the_other_are_one_linear(weight):
+    rows = packing.to_rows(weight)
+    both = packing.from_rows(packing.concatenate_rows([rows, rows]))
+    assert torch.equal(both.qweight, torch.cat((weight.qweight, weight.qweight)))
+    assert both.scales.shape == (2 * N, K // GROUP)
+
+
+@pytest.mark.parametrize("group_size", [64, 256])
+def test_rows_refuse_another_group_size(weight, group_size):
+    narrow = Int4Weight(
+        qweight=weight.qweight,
+        zeros=weight.zeros[:, :1].expand(N, K // group_size).contiguous(),
+        scales=weight.scales[:, :1].expand(N, K // group_size).contiguous(),
+    )
+    with pytest.raises(ValueError, match=f"groups of {group_size}.*quantize with group size 128"):
+        packing.to_rows(narrow)
