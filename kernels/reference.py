@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,3 +28,66 @@ def w4a16(
     """(..., K) float -> (..., N): y = x W^T + b, W dequantized in the scales' dtype, then x's."""
     weight = dequantize_int4(qweight, zeros, scales)
     return F.linear(inputs, weight.to(inputs.dtype), bias)
+
+
+# W8A8: symmetric int8 weights per output, symmetric int8 activations per token.
+
+INT8_LIMIT = 127  # -128 is not used: codes are symmetric
+EXACT_FLOAT32_PRODUCTS = 1024  # their sum is below 2**24: exact in float32
+
+
+def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., K) float -> codes (..., K) int8 in -127..127 and scales (...) float32 = absmax / 127.
+
+    Half-way values round to even. A row of zeros has the scale 0; a row with a NaN or an infinity
+    has a scale that is none either, so that its outputs are NaN.
+    """
+    values = inputs.float()
+    limits = values.abs().amax(dim=-1, keepdim=True)
+    codes = (values * (INT8_LIMIT / limits)).round().clamp(-INT8_LIMIT, INT8_LIMIT)
+    return codes.nan_to_num(0.0).to(torch.int8), limits.squeeze(-1) / INT8_LIMIT
+
+
+def integer_matmul(codes: Tensor, weight: Tensor) -> Tensor:
+    """(M, K) int8 times (N, K) int8 transposed -> (M, N) int32, exact."""
+    total = torch.zeros(codes.shape[0], weight.shape[0], dtype=torch.int32, device=codes.device)
+    for start in range(0, codes.shape[1], EXACT_FLOAT32_PRODUCTS):
+        columns = slice(start, start + EXACT_FLOAT32_PRODUCTS)
+        total += (codes[:, columns].float() @ weight[:, columns].float().t()).to(torch.int32)
+    return total
+
+
+def w8a8_matmul(
+    codes: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    """(M, K) int8, (M,) float32, (N, K) int8, (N,) float32 [, (N,), (M, N)] -> (M, N) in `dtype`.
+
+    Integers are summed exactly; scales, bias and residual are applied in float32, rounded once.
+    """
+    outputs = integer_matmul(codes, weight).float() * scales[:, None] * weight_scale
+    if bias is not None:
+        outputs = outputs + bias.float()
+    if residual is not None:
+        outputs = outputs + residual.float()
+    return outputs.to(dtype)
+
+
+def layer_norm_quantize(
+    hidden: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(..., D) -> codes (..., D) int8 and scales (...) float32 of the norm, float32 inside."""
+    width = hidden.shape[-1:]
+    return quantize_per_token(
+        F.layer_norm(hidden.float(), width, weight.float(), bias.float(), eps)
+    )
+
+
+def gelu_quantize(inputs: Tensor, approximate: str = "tanh") -> tuple[Tensor, Tensor]:
+    """(..., K) -> codes (..., K) int8 and scales (...) float32 of the GELU, float32 inside."""
+    return quantize_per_token(F.gelu(inputs.float(), approximate=approximate))

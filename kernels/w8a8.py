@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear layer in eight bits: int8 weights per output, int8 activations per token."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from nvila_ros.kernels import reference
+
+
+class W8A8Linear(nn.Module):
+    """`nn.Linear` with int8 codes and one scale per output; activations are quantized as they come.
+
+    Buffers: weight (N, K) int8, weight_scale (N,) float32; `bias` (N,) or None. For inference:
+    there is no gradient.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        codes = torch.zeros(out_features, in_features, dtype=torch.int8)
+        self.register_buffer("weight", codes)
+        self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> W8A8Linear:
+        """Rounds a linear's weight to 127 steps per output; the bias is kept as it is."""
+        quantized = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        with torch.no_grad():
+            quantized.weight, quantized.weight_scale = reference.quantize_per_token(linear.weight)
+            if linear.bias is not None:
+                quantized.bias = nn.Parameter(linear.bias.detach().clone())
+        return quantized
+
+    def dequantized(self) -> Tensor:
+        """The dense weight (N, K) float32."""
+        return self.weight.float() * self.weight_scale[:, None]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., K) float -> (..., N) in the same dtype."""
+        rows = inputs.flatten(0, -2)
+        codes, scales = quantize_per_token(rows)
+        outputs = w8a8_matmul(
+            codes, scales, self.weight, self.weight_scale, self.bias, dtype=inputs.dtype
+        )
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+
+def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., K) float -> codes (..., K) int8, scales (...) float32; see the twin."""
+    return reference.quantize_per_token(inputs)
+
+
+def w8a8_matmul(
+    codes: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    """See the twin: (M, K), (M,), (N, K), (N,) [, (N,), (M, N)] -> (M, N) in `dtype`."""
+    if codes.device.type != "cpu" or not _cpu_int_mm_is_exact():
+        return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
+    outputs = torch._int_mm(codes, weight.t()).float()
+    outputs.mul_(scales[:, None]).mul_(weight_scale)
+    if bias is not None:
+        outputs.add_(bias)
+    if residual is not None:
+        outputs.add_(residual)
+    return outputs.to(dtype)
+
+
+@functools.cache
+def _cpu_int_mm_is_exact() -> bool:
+    """False where this processor's int8 product saturates at 16 bits, as x86 without VNNI may."""
+    ones = torch.full((16, 256), reference.INT8_LIMIT, dtype=torch.int8)
+    for sign in (1, -1):
+        product = torch._int_mm(ones, (sign * ones).t())
+        if not bool((product == sign * 256 * reference.INT8_LIMIT**2).all()):
+            return False
+    return True
