@@ -125,7 +125,7 @@ class RowsInt4:
 
 
 def to_rows(weight: Int4Weight) -> RowsInt4:
-    """The weight for the fast paths; scales are rounded to float16. ValueError: groups not of 128."""
+    """The weight for the fast paths, scales rounded to float16; ValueError for another group."""
     num_inputs = weight.qweight.shape[1] * CODES_PER_WORD
     group_size = num_inputs // weight.scales.shape[1]
     if group_size != ROWS_GROUP or num_inputs % ROWS_GROUP:
