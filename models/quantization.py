@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,23 @@ def packed_tensors(config: QuantizationConfig, linear: W4A16Linear) -> dict[str,
     if not config.is_symmetric:
         stored["weight_zero_point"] = packing.pack(weight.zeros.t()).t().contiguous()
     return stored
+
+
+def packed_specifications(
+    config: QuantizationConfig, linear: W4A16Linear
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Key -> dtype and shape of what `packed_tensors` gives, without computing it."""
+    if config.layout != "compressed":
+        config = replace(config, layout="awq_gemm")
+    dtypes = {
+        "scales": linear.scales.dtype,
+        "weight_scale": linear.scales.dtype,
+        "weight_shape": torch.int64,
+    }
+    return {
+        key: (dtypes.get(key, torch.int32), shape)
+        for key, shape in stored_shapes(config, linear).items()
+    }
 
 
 def _check_tensor(path: Path, key: str, tensor: Tensor, linear: W4A16Linear) -> None:
