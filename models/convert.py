@@ -11,7 +11,7 @@ import torch
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models import weights
-from nvila_ros.models.headers import read_headers
+from nvila_ros.models.headers import SCALING_SUFFIXES, read_headers
 from nvila_ros.models.pickles import TENSOR_INDEX, convert_pickles, has_only_pickles, pickle_files
 
 FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -51,7 +51,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
         tensor.dtype
         for part in weights.PARTS
         for name, tensor in read_headers(folder / part).items()
-        if tensor.dtype.startswith(("F", "BF"))
+        if tensor.dtype.startswith(("F", "BF")) and not name.endswith(SCALING_SUFFIXES)
     }
     return FLOAT_DTYPES.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.kernels.w4a16 import W4A16Linear
-from nvila_ros.models.config import NvilaConfig, QuantizationConfig
+from nvila_ros.kernels.w8a8 import W8A8Linear
+from nvila_ros.models.config import LanguageConfig, NvilaConfig
 from nvila_ros.models.config_files import load_config, read_json, read_language, save_config
 from nvila_ros.models.language import LanguageModel
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.quantization import PackedReader, packed_tensors
+from nvila_ros.models.quantization_int8 import Int8Reader, int8_tensors
 from nvila_ros.models.tokenizer import Tokenizer
 
 PARTS = ("vision_tower", "mm_projector", "llm")
@@ -55,8 +57,7 @@ def load(
         model = Nvila(config)
     for part in PARTS:
         module = model.get_submodule(part)
-        quantization = config.language.quantization if part == "llm" else None
-        state = _read_part(folder / part, module, device, dtype, quantization)
+        state = _read_part(folder / part, module, device, dtype, _reader(module, config.language))
         module.load_state_dict(state, assign=True)
     model.connect(tokenizer.media_ids, tokenizer.encode(config.frame_end_text))
     return model.eval(), tokenizer
@@ -90,7 +91,7 @@ def load_language_model(
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     with torch.device("meta"):
         model = LanguageModel(read_language(folder / "config.json"))
-    state = _read_part(folder, model, device, dtype, model.config.quantization)
+    state = _read_part(folder, model, device, dtype, _reader(model, model.config))
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -98,9 +99,9 @@ def load_language_model(
 def _stored_tensors(
     module: nn.Module, config: NvilaConfig, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """A part's tensors under the keys of the layout; int4 stays int4, the rest gets `dtype`."""
+    """A part's tensors under the keys of the layout; int4 and int8 stay, the rest gets `dtype`."""
     quantization = config.language.quantization
-    replaced = PackedReader(module, quantization).replaced
+    replaced = _reader(module, config.language).replaced
     tensors = {
         key: tensor.detach().to("cpu", dtype).contiguous()
         for key, tensor in module.state_dict().items()
@@ -110,7 +111,16 @@ def _stored_tensors(
         if isinstance(linear, W4A16Linear) and quantization is not None:
             for key, tensor in packed_tensors(quantization, linear).items():
                 tensors[f"{name}.{key}"] = tensor.detach().to("cpu").contiguous()
+        elif isinstance(linear, W8A8Linear):
+            for key, tensor in int8_tensors(linear).items():
+                tensors[f"{name}.{key}"] = tensor.detach().to("cpu").contiguous()
     return tensors
+
+
+def _reader(module: nn.Module, config: LanguageConfig) -> PackedReader | Int8Reader:
+    """Of the quantized linears of one part; a float part has none of them."""
+    is_decoder = isinstance(module, LanguageModel)
+    return PackedReader(module, config.quantization) if is_decoder else Int8Reader(module)
 
 
 def _read_part(
@@ -118,10 +128,9 @@ def _read_part(
     module: nn.Module,
     device: torch.device,
     dtype: torch.dtype,
-    quantization: QuantizationConfig | None = None,
+    packed: PackedReader | Int8Reader,
 ) -> dict[str, Tensor]:
     """All tensors of one part, each checked against the network before it is read."""
-    packed = PackedReader(module, quantization)
     wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     expected = {key: shape for key, shape in wanted.items() if key not in packed.replaced}
     expected |= packed.shapes
