@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvila_ros.kernels.packing import unpack
+from nvila_ros.kernels.packing import RowsInt4, from_rows, unpack
 
 
 def dequantize_int4(qweight: Tensor, zeros: Tensor, scales: Tensor) -> Tensor:
@@ -91,3 +91,71 @@ def layer_norm_quantize(
 def gelu_quantize(inputs: Tensor, approximate: str = "tanh") -> tuple[Tensor, Tensor]:
     """(..., K) -> codes (..., K) int8 and scales (...) float32 of the GELU, float32 inside."""
     return quantize_per_token(F.gelu(inputs.float(), approximate=approximate))
+
+
+# Many rows of the decoder (prefill). Letters: M rows, H query heads, Hkv key-value heads, d head
+# width, S slots of the cache, T keys in sight.
+
+
+def w4a16_rows(
+    x: Tensor, weight: RowsInt4, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """(M, K) float, (N,), (M, N) -> x W^T + bias + residual; the sum is rounded before residual."""
+    dense = from_rows(weight)
+    outputs = w4a16(x, dense.qweight, dense.zeros, dense.scales, bias)
+    return outputs if residual is None else outputs + residual
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """(M, 2 I): gate columns, then up columns -> silu(gate) * up, float32 inside, rounded once."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
+def rope_cache(
+    qkv: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    num_heads: int,
+) -> Tensor:
+    """qkv (M, (H + 2 Hkv) d), cos_sin (S, d) float32 = [cos | sin] by position -> q (M, H, d).
+
+    Row m is turned by positions[m]; its key and value are written at slots[m] of the caches
+    (Hkv, S, d). float32 inside, rounded once.
+    """
+    num_kv_heads, _, width = k_cache.shape
+    heads = qkv.unflatten(-1, (-1, width)).float()  # (M, H + 2 Hkv, d)
+    query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    cosines, sines = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+
+    def turn(states: Tensor) -> Tensor:
+        first, second = states.chunk(2, dim=-1)
+        turned = (first * cosines - second * sines, second * cosines + first * sines)
+        return torch.cat(turned, dim=-1)
+
+    k_cache[:, slots.long()] = turn(key).to(k_cache.dtype).transpose(0, 1)
+    v_cache[:, slots.long()] = value.to(v_cache.dtype).transpose(0, 1)
+    return turn(query).to(qkv.dtype)
+
+
+def attention_rows(
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, num_keys: int, mask: Tensor | None = None
+) -> Tensor:
+    """q (M, H, d), caches (Hkv, S, d) -> (M, H d) over the first T = `num_keys` slots.
+
+    Without `mask` (M, T), True where a row may look, row m sees the keys [0, T - M + m].
+    """
+    num_rows, num_heads, width = query.shape
+    keys, values = (
+        cache[:, :num_keys].float().repeat_interleave(num_heads // cache.shape[0], dim=0)
+        for cache in (k_cache, v_cache)
+    )
+    if mask is None:
+        everything = torch.ones(num_rows, num_keys, dtype=torch.bool, device=query.device)
+        mask = everything.tril(num_keys - num_rows)
+    scores = query.float().transpose(0, 1) @ keys.transpose(1, 2) / width**0.5  # (H, M, T)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return (weights @ values).transpose(0, 1).flatten(1).to(query.dtype)

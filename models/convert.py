@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.kernels.w4a16 import W4A16Linear
+from nvila_ros.kernels.w8a8 import W8A8Linear
+from nvila_ros.models.config import LanguageConfig
 from nvila_ros.models.config_files import save_config
-from nvila_ros.models.headers import DTYPES, read_headers
+from nvila_ros.models.headers import DTYPES, SCALING_SUFFIXES, StoredTensor, read_headers
 from nvila_ros.models.part_files import PARTS, checkpoint_folder
 from nvila_ros.models.pickles import has_only_pickles, open_pickles
-from nvila_ros.models.quantization import packed_tensors
+from nvila_ros.models.quantization import PackedReader
 from nvila_ros.models.reading import PartReader, Source
-from nvila_ros.models.weights import open_checkpoint, stored_specifications
+from nvila_ros.models.weights import open_checkpoint, stored_linear, stored_specifications
 from nvila_ros.models.writing import SHARD_BYTES, PartWriter, Specification, num_bytes_of
 
 FLOATS = ("F16", "BF16", "F32")
@@ -49,8 +51,9 @@ def convert(
     }
     model, tokenizer, readers = open_checkpoint(source, pickles)
     dtype = dtype or _common_dtype(readers)
+    language = model.config.language
     plans = {
-        part: _specifications(model.get_submodule(part), reader, dtype)
+        part: _specifications(model.get_submodule(part), reader, language, dtype)
         for part, reader in readers.items()
     }
     try:
@@ -62,7 +65,7 @@ def convert(
             tokenizer.save(finished / "llm")
             for part, reader in readers.items():
                 with PartWriter(finished / part, plans[part], shard_bytes) as writer:
-                    for key, tensor in _repacked(model.get_submodule(part), reader):
+                    for key, tensor in _repacked(model.get_submodule(part), reader, language):
                         writer.write(key, tensor)
                     writer.finish()
             for name in KEPT_FILES:
@@ -82,35 +85,45 @@ def convert(
 def stored_dtype(folder: Path) -> torch.dtype:
     """The one float precision of all three parts, float32 where they differ or have another."""
     return _one_dtype(
-        tensor.dtype
+        (name, tensor)
         for part in PARTS
         for header in read_headers(folder / part).values()
-        for tensor in header.values()
+        for name, tensor in header.items()
     )
 
 
 def _common_dtype(readers: dict[str, PartReader]) -> torch.dtype:
-    return _one_dtype(entry.stored.dtype for reader in readers.values() for entry in reader.entries)
+    return _one_dtype(
+        (entry.name, entry.stored) for reader in readers.values() for entry in reader.entries
+    )
 
 
-def _one_dtype(names: Iterable[str]) -> torch.dtype:
-    found = {name for name in names if name.startswith(("F", "BF"))}
+def _one_dtype(tensors: Iterable[tuple[str, StoredTensor]]) -> torch.dtype:
+    found = {
+        tensor.dtype
+        for name, tensor in tensors
+        if tensor.dtype.startswith(("F", "BF")) and not name.endswith(SCALING_SUFFIXES)
+    }
     single = found.pop() if len(found) == 1 else "F32"
     return DTYPES[single] if single in FLOATS else torch.float32
 
 
 def _specifications(
-    module: nn.Module, reader: PartReader, dtype: torch.dtype
+    module: nn.Module, reader: PartReader, config: LanguageConfig, dtype: torch.dtype
 ) -> dict[str, Specification]:
     """What will be written; scales of int4 linears keep their precision."""
-    specifications = stored_specifications(module, reader.quantization, dtype)
-    for entry in reader.entries:
-        if entry.key in reader.packed.shapes and entry.stored.dtype in FLOATS:
-            specifications[entry.key] = DTYPES[entry.stored.dtype], specifications[entry.key][1]
+    specifications = stored_specifications(module, config, dtype)
+    if isinstance(reader.packed, PackedReader):
+        for entry in reader.entries:
+            if entry.key in reader.packed.shapes and entry.stored.dtype in FLOATS:
+                shape = specifications[entry.key][1]
+                specifications[entry.key] = DTYPES[entry.stored.dtype], shape
     return specifications
 
 
-def _repacked(module: nn.Module, reader: PartReader) -> Iterator[tuple[str, Tensor]]:
+def _repacked(
+    module: nn.Module, reader: PartReader, config: LanguageConfig
+) -> Iterator[tuple[str, Tensor]]:
     """A part's tensors as they are stored, in the order of the source; one linear at a time."""
     members = Counter(key.rpartition(".")[0] for key in reader.packed.replaced)
     state: dict[str, Tensor] = {}
@@ -122,11 +135,10 @@ def _repacked(module: nn.Module, reader: PartReader) -> Iterator[tuple[str, Tens
         state[suffix] = tensor
         if len(state) < members[name]:
             continue
-        assert reader.quantization is not None
         linear = module.get_submodule(name)
-        assert isinstance(linear, W4A16Linear)
+        assert isinstance(linear, (W4A16Linear, W8A8Linear))
         linear.load_state_dict(state, assign=True, strict=False)  # a bias comes on its own
-        for stored, value in packed_tensors(reader.quantization, linear).items():
+        for stored, value in stored_linear(linear, config.quantization).items():
             yield f"{name}.{stored}", value
         linear.to("meta")
         state = {}

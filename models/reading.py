@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.config import QuantizationConfig
 from nvila_ros.models.headers import StoredTensor, read_headers
 from nvila_ros.models.mapping import CHUNK_BYTES, MappedFile, ReadAhead, empty_on
 from nvila_ros.models.quantization import PackedReader
+from nvila_ros.models.quantization_int8 import Int8Reader
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 
@@ -63,19 +63,18 @@ class PartReader:
     """The files of one part, whose every name, shape and dtype fits the network `module`.
 
     A CheckpointError comes from the constructor, before a weight is read. `stream` may be used
-    once; of int4 linears it gives the tensors of `W4A16Linear`, each linear as soon as it is whole.
+    once; of quantized linears it gives what the module keeps, each linear as soon as it is whole.
     """
 
     def __init__(
         self,
         folder: Path,
         module: nn.Module,
-        quantization: QuantizationConfig | None = None,
+        packed: PackedReader | Int8Reader,
         sources: Sequence[Source] | None = None,
     ) -> None:
         self.folder = folder
-        self.quantization = quantization
-        self.packed = PackedReader(module, quantization)
+        self.packed = packed
         own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
         self._shapes = {key: own[key] for key in own if key not in self.packed.replaced}
         self._shapes |= self.packed.shapes
@@ -130,7 +129,7 @@ class PartReader:
         )
 
     def _in_order(self, entries: list[Entry]) -> list[Entry]:
-        """As they lie in the files, but all tensors of an int4 linear with its first one.
+        """As they lie in the files, but all tensors of a quantized linear with its first one.
 
         Writers sort by dtype: otherwise all codes of a file would wait for scales at its end.
         """

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.kernels.w4a16 import W4A16Linear
-from nvila_ros.models.config import NvilaConfig, QuantizationConfig
+from nvila_ros.kernels.w8a8 import W8A8Linear
+from nvila_ros.models.config import LanguageConfig, QuantizationConfig
 from nvila_ros.models.config_files import load_config, read_language, save_config
 from nvila_ros.models.language import LanguageModel
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.part_files import PARTS, checkpoint_folder
 from nvila_ros.models.quantization import PackedReader, packed_specifications, packed_tensors
+from nvila_ros.models.quantization_int8 import Int8Reader, int8_specifications, int8_tensors
 from nvila_ros.models.reading import PartReader, Source
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.writing import SHARD_BYTES, PartWriter, Specification
@@ -61,20 +63,18 @@ def open_checkpoint(
     tokenizer.check_template(config.chat_template, config.language.vocab_size, folder / "llm")
     with torch.device("meta"):
         model = Nvila(config)
-    readers = {
-        part: PartReader(
-            folder / part,
-            model.get_submodule(part),
-            _quantization(config, part),
-            (sources or {}).get(part),
-        )
-        for part in PARTS
-    }
+    readers = {}
+    for part in PARTS:
+        module = model.get_submodule(part)
+        packed = quantized_reader(module, config.language)
+        readers[part] = PartReader(folder / part, module, packed, (sources or {}).get(part))
     return model, tokenizer, readers
 
 
-def _quantization(config: NvilaConfig, part: str) -> QuantizationConfig | None:
-    return config.language.quantization if part == "llm" else None
+def quantized_reader(module: nn.Module, config: LanguageConfig) -> PackedReader | Int8Reader:
+    """Of the quantized linears of one part; a float part has none of them."""
+    is_decoder = isinstance(module, LanguageModel)
+    return PackedReader(module, config.quantization) if is_decoder else Int8Reader(module)
 
 
 def load_language_model(
@@ -87,7 +87,7 @@ def load_language_model(
     dtype = dtype or default_dtype(device)
     with torch.device("meta"):
         model = LanguageModel(read_language(folder / "config.json"))
-    reader = PartReader(folder, model, model.config.quantization)
+    reader = PartReader(folder, model, quantized_reader(model, model.config))
     model.load_state_dict(dict(reader.stream(dtype, device)), assign=True)
     return model.eval()
 
@@ -106,44 +106,51 @@ def save(
     save_config(folder, model.config, str(dtype).removeprefix("torch."))
     tokenizer.save(folder / "llm")
     for part in PARTS:
-        module, quantization = model.get_submodule(part), _quantization(model.config, part)
-        specifications = stored_specifications(module, quantization, dtype)
+        module, language = model.get_submodule(part), model.config.language
+        specifications = stored_specifications(module, language, dtype)
+        replaced = quantized_reader(module, language).replaced
         with PartWriter(folder / part, specifications, shard_bytes) as writer:
-            for key, tensor in _stored_tensors(module, quantization):
-                writer.write(key, tensor)
+            for key, tensor in module.state_dict().items():
+                if key not in replaced:
+                    writer.write(key, tensor)
+            for name, linear in quantized_linears(module):
+                for key, tensor in stored_linear(linear, language.quantization).items():
+                    writer.write(f"{name}.{key}", tensor)
             writer.finish()
 
 
 def stored_specifications(
-    module: nn.Module, quantization: QuantizationConfig | None, dtype: torch.dtype
+    module: nn.Module, config: LanguageConfig, dtype: torch.dtype
 ) -> dict[str, Specification]:
-    """Key in the layout -> dtype and shape of a part; int4 stays int4, the rest gets `dtype`."""
-    replaced = PackedReader(module, quantization).replaced
+    """Key in the layout -> dtype and shape of a part; int4 and int8 stay, the rest gets `dtype`."""
+    replaced = quantized_reader(module, config).replaced
     specifications: dict[str, Specification] = {
         key: (dtype, tuple(tensor.shape))
         for key, tensor in module.state_dict().items()
         if key not in replaced
     }
-    if quantization is not None:
-        for name, linear in _packed_linears(module):
-            for key, specification in packed_specifications(quantization, linear).items():
-                specifications[f"{name}.{key}"] = specification
+    for name, linear in quantized_linears(module):
+        if isinstance(linear, W8A8Linear):
+            stored = int8_specifications(linear)
+        else:
+            assert config.quantization is not None
+            stored = packed_specifications(config.quantization, linear)
+        specifications |= {f"{name}.{key}": specification for key, specification in stored.items()}
     return specifications
 
 
-def _stored_tensors(
-    module: nn.Module, quantization: QuantizationConfig | None
-) -> Iterator[tuple[str, Tensor]]:
-    """A part's tensors under the keys of the layout, one linear repacked at a time."""
-    replaced = PackedReader(module, quantization).replaced
-    for key, tensor in module.state_dict().items():
-        if key not in replaced:
-            yield key, tensor
-    if quantization is not None:
-        for name, linear in _packed_linears(module):
-            for key, tensor in packed_tensors(quantization, linear).items():
-                yield f"{name}.{key}", tensor
+def quantized_linears(module: nn.Module) -> Iterator[tuple[str, W4A16Linear | W8A8Linear]]:
+    """The linears of a part that are not float, by name."""
+    for name, part in module.named_modules():
+        if isinstance(part, (W4A16Linear, W8A8Linear)):
+            yield name, part
 
 
-def _packed_linears(module: nn.Module) -> Iterator[tuple[str, W4A16Linear]]:
-    return ((name, part) for name, part in module.named_modules() if isinstance(part, W4A16Linear))
+def stored_linear(
+    linear: W4A16Linear | W8A8Linear, quantization: QuantizationConfig | None
+) -> dict[str, Tensor]:
+    """A quantized linear's tensors, without its bias, as the layout has them."""
+    if isinstance(linear, W8A8Linear):
+        return int8_tensors(linear)
+    assert quantization is not None
+    return packed_tensors(quantization, linear)
