@@ -138,7 +138,7 @@ def _read_part(
     state: dict[str, Tensor] = {}
     found: set[str] = set()
     unexpected: list[str] = []
-    for path in _tensor_files(folder):
+    for path in tensor_files(folder):
         for key, tensor in _read_file(path, expected, device):
             if tensor is not None:
                 found.add(key)
@@ -190,7 +190,7 @@ def _read_file(
         raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
 
 
-def _tensor_files(folder: Path) -> list[Path]:
+def tensor_files(folder: Path) -> list[Path]:
     """The safetensors files of one part: one file, or the shards that the index lists."""
     if not folder.is_dir():
         raise CheckpointError(
