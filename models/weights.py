@@ -16,6 +16,7 @@ from nvila_ros.models.config_files import load_config, read_language, save_confi
 from nvila_ros.models.language import LanguageModel
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.part_files import PARTS, checkpoint_folder
+from nvila_ros.models.part_files import tensor_files as tensor_files
 from nvila_ros.models.quantization import PackedReader, packed_specifications, packed_tensors
 from nvila_ros.models.quantization_int8 import Int8Reader, int8_specifications, int8_tensors
 from nvila_ros.models.reading import PartReader, Source
