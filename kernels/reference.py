@@ -97,6 +97,12 @@ def gelu_quantize(inputs: Tensor, approximate: str = "tanh") -> tuple[Tensor, Te
 # width, S slots of the cache, T keys in sight.
 
 
+def dense_rows(weight: RowsInt4) -> Tensor:
+    """The dense weight (N, K) in fp16."""
+    parts = from_rows(weight)
+    return dequantize_int4(parts.qweight, parts.zeros, parts.scales)
+
+
 def w4a16_rows(
     x: Tensor, weight: RowsInt4, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
@@ -104,6 +110,13 @@ def w4a16_rows(
     dense = from_rows(weight)
     outputs = w4a16(x, dense.qweight, dense.zeros, dense.scales, bias)
     return outputs if residual is None else outputs + residual
+
+
+def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(..., D) -> (..., D), float32 inside; the normed value is rounded before the weight."""
+    wide = hidden.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(hidden.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
