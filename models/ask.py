@@ -31,7 +31,7 @@ def ask_pictures(
 ) -> dict[str, Any]:
     """The answer about pictures, shown in order before the question."""
     check_text(question, tokenizer.special_tokens)
-    message = f"{IMAGE_TOKEN}\n" * len(pictures) + question
+    message = f"{IMAGE_TOKEN}{_separator(model.config)}" * len(pictures) + question
     fused = prepare(model, tokenizer, message, pictures)
     answer = _answer(model, tokenizer, fused, max_new_tokens)
     return {"answer": answer, "num_images": len(pictures)}
@@ -45,10 +45,16 @@ def ask_video(
     max_new_tokens: int,
     *,
     num_frames: int | None = None,
-    fps: float = 0.0,
+    fps: float | None = None,
 ) -> dict[str, Any]:
-    """The answer about a video; times that the answer names by tokens are given in seconds."""
+    """The answer about a video; times that the answer names by tokens are given in seconds.
+
+    Without `num_frames` and `fps` the checkpoint's own hold. Its rate says nothing about a folder
+    of frames, which are always spread evenly.
+    """
     config = model.config
+    if fps is None:
+        fps = 0.0 if path.is_dir() else config.video_rate_hz
     check_text(_without_times(question, config, tokenizer), tokenizer.special_tokens)
     clip = read_clip(path, num_frames or config.num_video_frames, fps)
     multiple = frames_multiple(config)
@@ -57,13 +63,19 @@ def ask_video(
             f"got {len(clip.frames)} frames of {path}; this checkpoint pools over time and "
             f"needs a multiple of {multiple}, set by --frames"
         )
-    fused = prepare_video(model, tokenizer, f"{VIDEO_TOKEN}\n{question}", clip.frames)
+    message = f"{VIDEO_TOKEN}{_separator(config)}{question}"
+    fused = prepare_video(model, tokenizer, message, clip.frames)
     answer = _answer(model, tokenizer, fused, max_new_tokens)
     result = {"answer": answer, "num_frames": len(clip.frames), "frame_indices": [*clip.indices]}
     if clip.duration_s is not None:
         result["duration_s"] = clip.duration_s
         result["times_s"] = times_in(answer, config, clip.duration_s)
     return result
+
+
+def _separator(config: NvilaConfig) -> str:
+    """What stands between media and text: nothing where the network itself ends each frame."""
+    return "" if config.frame_end_text else "\n"
 
 
 def _answer(model: Nvila, tokenizer: Tokenizer, fused: FusedInput, max_new_tokens: int) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.preprocess import frame_pixels, image_tiles
+from nvila_ros.models.preprocess import image_tiles, video_pixels
 from nvila_ros.models.prompt import IMAGE_TOKEN, user_prompt
 from nvila_ros.models.temporal import video_block
 from nvila_ros.models.tokenizer import Tokenizer
@@ -69,8 +69,8 @@ def prepare_video(
     config = model.config
     features = []
     for start in range(0, len(frames), FRAMES_PER_PASS):
-        batch = [frame_pixels(frame, config) for frame in frames[start : start + FRAMES_PER_PASS]]
-        pixels = torch.stack(batch).to(model.device, model.dtype)
+        batch = [video_pixels(frame, config) for frame in frames[start : start + FRAMES_PER_PASS]]
+        pixels = torch.cat(batch).to(model.device, model.dtype)
         features.append(model.encode_frames(pixels))
     newline_ids = torch.tensor(model.newline_token_ids, dtype=torch.long, device=model.device)
     newline = model.llm.model.embed_tokens(newline_ids)  # (k, D)

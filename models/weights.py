@@ -58,7 +58,8 @@ def load(
         quantization = config.language.quantization if part == "llm" else None
         state = _read_part(folder / part, module, device, dtype, quantization)
         module.load_state_dict(state, assign=True)
-    model.connect(tokenizer.media_ids, tokenizer.encode(config.frame_end_text))
+    skipped_ids = tokenizer.padding_and_end_ids if config.skips_end_after_media else ()
+    model.connect(tokenizer.media_ids, tokenizer.encode(config.frame_end_text), skipped_ids)
     return model.eval(), tokenizer
 
 
