@@ -60,6 +60,51 @@ class W8A8Linear(nn.Module):
         )
 
 
+class BoundLinear:
+    """One int8 product on a GPU with its buffers bound: the fastest kernel that this GPU has.
+
+    codes (M, K) int8, weight (N, K) int8, weight_scale (N,) float32, bias (N,) float16.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor,
+        *,
+        gelu: bool = False,
+        residual: bool = False,
+    ) -> None:
+        self._operands = (codes, weight, weight_scale, bias)
+        self._gelu = gelu
+        self._hopper = None
+        if is_hopper(codes.device) and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0:
+            from nvila_ros.kernels import w8a8_hopper
+
+            tiling = w8a8_hopper.choose_tiling(codes.shape[0], *weight.shape)
+            self._hopper = w8a8_hopper.HopperGemm(
+                codes, weight, tiling, gelu=gelu, residual=residual
+            )
+
+    def launch(self, scales: Tensor, out: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Scales (M,) float32 [, residual (M, N) float16] -> `out` (M, N) float16."""
+        codes, weight, weight_scale, bias = self._operands
+        if self._hopper is not None:
+            return self._hopper.launch(scales, weight_scale, bias, out, residual)
+        from nvila_ros.kernels import vision_triton
+
+        return vision_triton.int8_gemm(
+            codes, scales, weight, weight_scale, bias, residual, out, gelu=self._gelu
+        )
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether wgmma and the bulk copy engine are there."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(..., K) float -> codes (..., K) int8, scales (...) float32; see the twin."""
     return reference.quantize_per_token(inputs)
