@@ -62,7 +62,7 @@ def is_available(device: torch.device) -> bool:
     return device.type == "cuda" and build.is_available(device.index or 0)
 
 
-def pack_linear(*linears: nn.Module) -> Int8Linear:
+def pack_linear(*linears: nn.Linear | W8A8Linear) -> Int8Linear:
     """`nn.Linear`s (quantized here) or `W8A8Linear`s of the same inputs -> one, rows in turn."""
     parts = [linear if isinstance(linear, W8A8Linear) else W8A8Linear.from_linear(linear)
              for linear in linears]  # fmt: skip
@@ -80,13 +80,13 @@ def pack_linear(*linears: nn.Module) -> Int8Linear:
 def pack_block(
     *,
     norm1: nn.LayerNorm,
-    query: nn.Module,
-    key: nn.Module,
-    value: nn.Module,
-    out: nn.Module,
+    query: nn.Linear | W8A8Linear,
+    key: nn.Linear | W8A8Linear,
+    value: nn.Linear | W8A8Linear,
+    out: nn.Linear | W8A8Linear,
     norm2: nn.LayerNorm,
-    fc1: nn.Module,
-    fc2: nn.Module,
+    fc1: nn.Linear | W8A8Linear,
+    fc2: nn.Linear | W8A8Linear,
 ) -> VisionBlockWeights:
     """A layer's modules -> its packed weights, on the modules' device."""
     return VisionBlockWeights(

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.kernels import reference
+from nvila_ros.kernels import build, reference, vision_rows
 
 
 class W8A8Linear(nn.Module):
@@ -107,7 +107,13 @@ def is_hopper(device: torch.device) -> bool:
 
 def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(..., K) float -> codes (..., K) int8, scales (...) float32; see the twin."""
-    return reference.quantize_per_token(inputs)
+    if not (_is_fast(inputs) and vision_rows.is_supported(inputs.shape[-1])):
+        return reference.quantize_per_token(inputs)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    codes = torch.empty_like(rows, dtype=torch.int8)
+    scales = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
+    vision_rows.quantize(rows, codes, scales)
+    return codes.view(inputs.shape), scales.view(inputs.shape[:-1])
 
 
 def w8a8_matmul(
@@ -120,6 +126,14 @@ def w8a8_matmul(
     dtype: torch.dtype = torch.float16,
 ) -> Tensor:
     """See the twin: (M, K), (M,), (N, K), (N,) [, (N,), (M, N)] -> (M, N) in `dtype`."""
+    if dtype == torch.float16 and codes.shape[0] > 0 and build.is_fast(codes):
+        shift = weight_scale.new_zeros(weight.shape[0]) if bias is None else bias.detach()
+        added = None if residual is None else residual.half().contiguous()
+        out = codes.new_empty(codes.shape[0], weight.shape[0], dtype=torch.float16)
+        bound = BoundLinear(
+            codes.contiguous(), weight, weight_scale, shift.half(), residual=added is not None
+        )
+        return bound.launch(scales.contiguous(), out, added)
     if codes.device.type != "cpu" or not _cpu_int_mm_is_exact():
         return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
     outputs = torch._int_mm(codes, weight.t()).float()
@@ -129,6 +143,10 @@ def w8a8_matmul(
     if residual is not None:
         outputs.add_(residual)
     return outputs.to(dtype)
+
+
+def _is_fast(inputs: Tensor) -> bool:
+    return inputs.dtype == torch.float16 and inputs.numel() > 0 and build.is_fast(inputs)
 
 
 @functools.cache
