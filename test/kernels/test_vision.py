@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The int8 vision tower: its twin against float modules, on a GPU the fast path against the twin."""
+"""The int8 vision tower: twin against float modules, on a GPU fast path against twin."""
 
 import pytest
 import torch
