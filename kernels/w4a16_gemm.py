@@ -122,7 +122,8 @@ def _launch_hopper(
 ) -> None:
     num_tokens, num_rows, num_groups = x.shape[0], weight.num_outputs, weight.scale_zero.shape[1]
     plan = hopper_plan(num_tokens, num_rows, num_groups, is_gate_up)
-    blocks = min(_num_multiprocessors(x.device.index), plan.num_tiles * num_groups)
+    clusters = _num_multiprocessors(x.device.index) // plan.cluster
+    blocks = min(clusters, plan.num_tiles * num_groups) * plan.cluster
     partials = _buffer("partials", x.device, blocks * plan.partial_values, torch.float32)
     flags = _buffer("flags", x.device, _MAX_FLAGS, torch.int32)
     module = build.load("w4a16_hopper.cu", plan.defines(), x.device.index)
@@ -130,7 +131,7 @@ def _launch_hopper(
         grid=(blocks,),
         block=(_THREADS["hopper"],),
         args=[
-            driver.tensor_map(x.contiguous(), (plan.tile_tokens, 64), swizzle=128),
+            driver.tensor_map(x.contiguous(), (plan.tile_tokens // plan.cluster, 64), swizzle=128),
             _weight_map(weight),
             weight.scale_zero,
             bias,
@@ -143,6 +144,7 @@ def _launch_hopper(
             num_groups,
         ],
         shared_bytes=plan.shared_bytes,
+        cluster=(plan.cluster,) if plan.cluster > 1 else None,
     )
 
 

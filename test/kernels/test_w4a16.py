@@ -10,7 +10,7 @@ from nvila_ros.kernels.packing import RowsInt4
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.kernels.w4a16_gemm_plan import MOST_SHARED_BYTES, hopper_plan, mma_plan
 
-ROUNDED_ONCE = 4e-4  # relative, fp32 sums: the weight and the output are rounded to fp16
+ROUNDED_ONCE = 5e-4  # relative, fp32 sums: the weight and the output are rounded to fp16
 HALF_SUMS = 7e-4  # fp16 sums inside a group of 128
 RISKY_SHAPES = [  # (M, N, K)
     (9, 1001, 384),  # odd N: no 16-byte store, no whole tile
