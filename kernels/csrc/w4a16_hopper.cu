@@ -297,7 +297,7 @@ __device__ __forceinline__ u32 round_pair(float a, float b) {
     half2 pair = __floats2half2_rn(a, b);
     return *(u32*)&pair;
 }
-__device__ __forceinline__ float silu_times(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
+__device__ __forceinline__ float silu_times(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 
 // 32 tokens x WIDTH features of shared memory -> out (+ residual); each thread moves 16 bytes.
 template <int WIDTH>
@@ -310,9 +310,10 @@ __device__ __forceinline__ void write_chunk(
         int i = pass * 128 + thread, row = i / PER_TOKEN, column = i % PER_TOKEN * 8;
         int at_token = token + row, at = feature + column;
         if (at_token >= p.num_tokens || at >= num_features) continue;
-        uint4 values = *(const uint4*)(staged + row * OUT_PITCH + column);
+        const half* from = staged + row * OUT_PITCH + column;
         long long offset = (long long)at_token * num_features + at;
         if (is_aligned) {
+            uint4 values = *(const uint4*)from;
             if (p.residual) {
                 uint4 more = *(const uint4*)(p.residual + offset);
                 half2 *v = (half2*)&values, *m = (half2*)&more;
@@ -321,10 +322,9 @@ __device__ __forceinline__ void write_chunk(
             }
             *(uint4*)(p.out + offset) = values;
         } else {
-            const half* v = (const half*)&values;
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-                if (at + j < num_features) p.out[offset + j] = p.residual ? __hadd(v[j], p.residual[offset + j]) : v[j];
+#pragma unroll 1
+            for (int j = 0; j < min(8, num_features - at); ++j)
+                p.out[offset + j] = p.residual ? __hadd(from[j], p.residual[offset + j]) : from[j];
         }
     }
 }
