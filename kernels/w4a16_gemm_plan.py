@@ -9,6 +9,7 @@ GROUP = 128
 ALIGNMENT = 1024  # the ring of stages begins at such an address
 STAGED_OUTPUT_BYTES = 2 * 32 * 72 * 2
 MOST_SHARED_BYTES = 227 * 1024
+MOST_PARTIAL_VALUES = 2 * 160 * 128  # floats that one block of `w4a16_hopper.cu` leaves for another
 
 
 def ceil_div(value: int, step: int) -> int:
@@ -29,7 +30,7 @@ class HopperPlan:
 
     @property
     def partial_values(self) -> int:
-        """Floats that one block may leave for another."""
+        """Floats that one block may leave for another, at most MOST_PARTIAL_VALUES."""
         return self.height * self.tile_tokens * 128
 
     @property
