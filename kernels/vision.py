@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nvila_ros.errors import KernelError
 from nvila_ros.kernels import build, vision_rows
 from nvila_ros.kernels.vision_attention import FrameAttention
-from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear
+from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
@@ -155,6 +155,7 @@ class VisionEncoder:
             raise KernelError(f"fast vision needs an NVIDIA GPU from sm_80 up, not {device}")
         self.weights = weights
         self.max_frames = max_frames
+        self.programmatic = is_hopper(device)  # kernels start while the one before them ends
         self.num_patches, width = weights.positions.shape
         inner = weights.blocks[0].fc1.weight.shape[0]
         rows = max_frames * self.num_patches
@@ -214,24 +215,28 @@ class VisionEncoder:
         attend = FrameAttention(qkv.view(shape), mixed.view(shape), weights.num_heads)
         steps: list[Callable[[], object]] = []
 
+        early = self.programmatic
+
         def norm(weight: Tensor, bias: Tensor) -> Callable[[], object]:
             return lambda: vision_rows.layer_norm_quantize(
-                hidden, weight, bias, weights.eps, codes, scales
+                hidden, weight, bias, weights.eps, codes, scales, programmatic=early
             )
 
         def linear(source: Tensor, layer: Int8Linear, out: Tensor, **options: bool) -> None:
             bound = BoundLinear(source, layer.weight, layer.weight_scale, layer.bias, **options)
             residual = out if options.get("residual") else None
-            steps.append(lambda: bound.launch(scales, out, residual))
+            steps.append(lambda: bound.launch(scales, out, residual, programmatic=early))
 
         for block in weights.blocks:
             steps.append(norm(block.norm1_weight, block.norm1_bias))
             linear(codes, block.qkv, qkv)
-            steps.append(attend.launch)
-            steps.append(lambda: vision_rows.quantize(mixed, codes, scales))
+            steps.append(lambda: attend.launch(programmatic=early))
+            steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
             linear(codes, block.out, hidden, residual=True)
             steps.append(norm(block.norm2_weight, block.norm2_bias))
             linear(codes, block.fc1, inner, gelu=True)
-            steps.append(lambda: vision_rows.quantize(inner, wide_codes, scales))
+            steps.append(
+                lambda: vision_rows.quantize(inner, wide_codes, scales, programmatic=early)
+            )
             linear(wide_codes, block.fc2, hidden, residual=True)
         return steps

@@ -87,11 +87,20 @@ class BoundLinear:
                 codes, weight, tiling, gelu=gelu, residual=residual
             )
 
-    def launch(self, scales: Tensor, out: Tensor, residual: Tensor | None = None) -> Tensor:
+    def launch(
+        self,
+        scales: Tensor,
+        out: Tensor,
+        residual: Tensor | None = None,
+        *,
+        programmatic: bool = False,
+    ) -> Tensor:
         """Scales (M,) float32 [, residual (M, N) float16] -> `out` (M, N) float16."""
         codes, weight, weight_scale, bias = self._operands
         if self._hopper is not None:
-            return self._hopper.launch(scales, weight_scale, bias, out, residual)
+            return self._hopper.launch(
+                scales, weight_scale, bias, out, residual, programmatic=programmatic
+            )
         from nvila_ros.kernels import vision_triton
 
         return vision_triton.int8_gemm(

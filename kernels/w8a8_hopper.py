@@ -28,6 +28,7 @@ class Tiling:
     cluster_m: int = 1
     cluster_n: int = 1
     pingpong: bool = False
+    tail_n: int = 0  # width of the last column of tiles, where its products are narrower; 0: none
 
     @property
     def cluster(self) -> int:
@@ -51,6 +52,7 @@ class Tiling:
         return {
             "TILE_M": self.tile_m,
             "TILE_N": self.tile_n,
+            "TAIL_N": self.tail_n or self.tile_n,
             "STAGES": self.stages,
             "CLUSTER_M": self.cluster_m,
             "CLUSTER_N": self.cluster_n,

@@ -9,7 +9,11 @@
 // cluster hold CLUSTER_M x CLUSTER_N neighbouring tiles and load what they share once.
 // K that is no multiple of 128 is exact: the copy engine fills with zeros past the end.
 //
-// Defines: TILE_M, TILE_N, STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU, RESIDUAL.
+// TAIL_N: where the last column of tiles holds no more than that many columns, its products are that
+// narrow, and its tiles go last, to the clusters that would have nothing else to do in the last wave.
+//
+// Defines: TILE_M, TILE_N, TAIL_N (TILE_N: no tail), STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU,
+// RESIDUAL.
 #include "hopper.cuh"
 #include "w8a8_wgmma.cuh"
 
@@ -71,17 +75,53 @@ __device__ __forceinline__ unsigned two_outputs(int first, int second, float sca
     return *reinterpret_cast<const unsigned*>(&pair);
 }
 
-// Tile `index` of this cluster's list: first row and first column of this block's tile.
-__device__ __forceinline__ void locate(int tile, int rank, Shape shape, int& row, int& column) {
-    const int across = (shape.n + TILE_N * CLUSTER_N - 1) / (TILE_N * CLUSTER_N);
-    row = ((tile / across) * CLUSTER_M + rank / CLUSTER_N) * TILE_M;
-    column = ((tile % across) * CLUSTER_N + rank % CLUSTER_N) * TILE_N;
-}
+constexpr bool HAS_TAIL = TAIL_N != TILE_N;
+static_assert(!HAS_TAIL || CLUSTER_N == 1, "a tail is one column of tiles");
 
-__device__ __forceinline__ int count_tiles(Shape shape) {
-    const int across = (shape.n + TILE_N * CLUSTER_N - 1) / (TILE_N * CLUSTER_N);
-    return across * ((shape.m + TILE_M * CLUSTER_M - 1) / (TILE_M * CLUSTER_M));
-}
+// The tiles of one block, in turn: those of full width, then those of the tail.
+struct Tiles {
+    int full, down, across, step, next;
+    bool is_tail;
+
+    __device__ __forceinline__ Tiles(Shape shape, int skip) {
+        down = (shape.m + TILE_M * CLUSTER_M - 1) / (TILE_M * CLUSTER_M);
+        across = (shape.n + TILE_N * CLUSTER_N - 1) / (TILE_N * CLUSTER_N) - HAS_TAIL;
+        full = down * across;
+        step = gridDim.x / CLUSTER;
+        next = blockIdx.x / CLUSTER;
+        is_tail = false;
+        if (HAS_TAIL) turn_to_tail();
+        if (skip) advance();
+    }
+
+    // Behind the full tiles: clusters that sat out their last wave share the tail, or all do.
+    __device__ __forceinline__ void turn_to_tail() {
+        if (is_tail || next < full) return;
+        is_tail = true;
+        const int busy = full % step, idle = step - busy, place = blockIdx.x / CLUSTER - busy;
+        if (down <= 2 * idle) {
+            next = place >= 0 ? full + place : full + down;
+            step = idle;
+        } else {
+            next = full + (place >= 0 ? place : place + step);
+        }
+    }
+
+    __device__ __forceinline__ void advance() {
+        next += step;
+        if (HAS_TAIL) turn_to_tail();
+    }
+
+    __device__ __forceinline__ bool done() const { return next >= full + (HAS_TAIL ? down : 0); }
+
+    // First row and first column of this block's tile.
+    __device__ __forceinline__ void locate(int rank, int& row, int& column) const {
+        const int tile_m = HAS_TAIL && is_tail ? next - full : next / across;
+        const int tile_n = HAS_TAIL && is_tail ? across : next - tile_m * across;
+        row = (tile_m * CLUSTER_M + rank / CLUSTER_N) * TILE_M;
+        column = (tile_n * CLUSTER_N + rank % CLUSTER_N) * TILE_N;
+    }
+};
 
 __device__ __forceinline__ void load_stage(
     unsigned ring, const TensorMap* a_map, const TensorMap* b_map, unsigned full, int k, int row,
@@ -155,12 +195,11 @@ __device__ __forceinline__ void store_rows(
 
 __device__ __forceinline__ void produce(
     unsigned ring, Tail& tail, const TensorMap* a_map, const TensorMap* b_map, Shape shape) {
-    const int rank = cluster_rank(), first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
-    const int tiles = count_tiles(shape), steps_k = (shape.k + TILE_K - 1) / TILE_K;
+    const int rank = cluster_rank(), steps_k = (shape.k + TILE_K - 1) / TILE_K;
     int stage = 0, phase = 0;
-    for (int tile = first; tile < tiles; tile += step) {
+    for (Tiles tiles(shape, 0); !tiles.done(); tiles.advance()) {
         int row, column;
-        locate(tile, rank, shape, row, column);
+        tiles.locate(rank, row, column);
         for (int k = 0; k < steps_k; ++k) {
             barrier_wait(shared_address(&tail.empty[stage]), phase ^ 1);
             load_stage(ring + stage * STAGE_BYTES, a_map, b_map, shared_address(&tail.full[stage]),
@@ -170,61 +209,77 @@ __device__ __forceinline__ void produce(
     }
 }
 
+using Sums = int[BLOCKS][TILE_N / 2];
+
+__device__ __forceinline__ void load_columns(
+    float2* columns, int column, int thread, Shape shape, const Epilogue& epilogue) {
+    for (int i = thread; i < TILE_N; i += 128) {
+        columns[i] = column + i < shape.n
+                         ? make_float2(epilogue.column_scale[column + i],
+                                       __half2float(epilogue.bias[column + i]))
+                         : make_float2(0.f, 0.f);
+    }
+}
+
+// The products of one tile, N columns wide; `iteration` counts the stages since the start.
+template <int N>
+__device__ __forceinline__ void multiply_tile(
+    Sums& sums, unsigned ring, Tail& tail, int iteration, int steps_k, int group_row, int lane) {
+    int previous = -1;
+    for (int k = 0; k < steps_k; ++k, ++iteration) {
+        const int stage = iteration % STAGES, phase = iteration / STAGES & 1;
+        barrier_wait(shared_address(&tail.full[stage]), phase);
+        const unsigned a = ring + stage * STAGE_BYTES + group_row * TILE_K;
+        const unsigned long long a_tile = tile_descriptor(a);
+        const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + A_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int part = 0; part < TILE_K / 32; ++part) {
+#pragma unroll
+            for (int block = 0; block < BLOCKS; ++block) {
+                Int8Wgmma<N>::multiply(sums[block], a_tile + block * 512 + part * 2,
+                                       b_tile + part * 2, k > 0 || part > 0);
+            }
+        }
+        wgmma_commit();
+        if (previous >= 0) {
+            wgmma_wait<1>();
+            if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
+        }
+        previous = stage;
+    }
+    wgmma_wait<0>();
+    if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
+}
+
 __device__ __forceinline__ void consume(
     unsigned ring, Tail& tail, Shape shape, const Epilogue& epilogue) {
     const int group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128, lane = thread % 32;
-    const int warp = thread / 32;
-    const int rank = cluster_rank(), first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
-    const int tiles = count_tiles(shape), steps_k = (shape.k + TILE_K - 1) / TILE_K;
+    const int warp = thread / 32, rank = cluster_rank();
+    const int steps_k = (shape.k + TILE_K - 1) / TILE_K;
     const int group_row = PINGPONG ? 0 : group * GROUP_ROWS;
     float2* columns = tail.columns[group];
-    unsigned char* staging = tail.staging[group * 4 + warp];
     int iteration = PINGPONG ? group * steps_k : 0;
-    for (int tile = first + (PINGPONG ? group * step : 0); tile < tiles;
-         tile += (PINGPONG ? 2 : 1) * step) {
+    for (Tiles tiles(shape, PINGPONG ? group : 0); !tiles.done();) {
         int row, column;
-        locate(tile, rank, shape, row, column);
+        tiles.locate(rank, row, column);
         named_barrier(1 + group, 128);  // the last tile's columns have been read
-        for (int i = thread; i < TILE_N; i += 128) {
-            const bool inside = column + i < shape.n;
-            columns[i] = inside ? make_float2(epilogue.column_scale[column + i],
-                                              __half2float(epilogue.bias[column + i]))
-                                : make_float2(0.f, 0.f);
+        load_columns(columns, column, thread, shape, epilogue);
+        Sums sums;
+        if (HAS_TAIL && tiles.is_tail) {
+            multiply_tile<TAIL_N>(sums, ring, tail, iteration, steps_k, group_row, lane);
+        } else {
+            multiply_tile<TILE_N>(sums, ring, tail, iteration, steps_k, group_row, lane);
         }
-        int sums[BLOCKS][TILE_N / 2];
-        int previous = -1;
-        for (int k = 0; k < steps_k; ++k) {
-            const int stage = iteration % STAGES, phase = iteration / STAGES & 1;
-            ++iteration;
-            barrier_wait(shared_address(&tail.full[stage]), phase);
-            const unsigned a = ring + stage * STAGE_BYTES + group_row * TILE_K;
-            const unsigned long long a_tile = tile_descriptor(a);
-            const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + A_BYTES);
-            wgmma_fence();
-#pragma unroll
-            for (int part = 0; part < TILE_K / 32; ++part) {
-#pragma unroll
-                for (int block = 0; block < BLOCKS; ++block) {
-                    Int8Wgmma<TILE_N>::multiply(sums[block], a_tile + block * 512 + part * 2,
-                                                b_tile + part * 2, k > 0 || part > 0);
-                }
-            }
-            wgmma_commit();
-            if (previous >= 0) {
-                wgmma_wait<1>();
-                if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
-            }
-            previous = stage;
-        }
-        wgmma_wait<0>();
-        if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
-        if (PINGPONG) iteration += steps_k;
+        iteration += (PINGPONG ? 2 : 1) * steps_k;
         named_barrier(1 + group, 128);  // this tile's columns have been written
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
             store_rows(sums[block], row + group_row + block * 64 + warp * 16, column, shape,
-                       epilogue, columns, staging, lane);
+                       epilogue, columns, tail.staging[group * 4 + warp], lane);
         }
+        tiles.advance();
+        if (PINGPONG) tiles.advance();
     }
 }
 
@@ -250,6 +305,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         barrier_init_fence();
     }
     cluster_sync();
+    let_next_kernel_start();
     wait_for_previous_kernel();
     const Shape shape{m, n, k};
     if (threadIdx.x < 128) {
@@ -260,7 +316,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         const Epilogue epilogue{row_scale, column_scale, bias, residual, out};
         consume(ring, tail, shape, epilogue);
     }
-    let_next_kernel_start();
     __syncwarp();
     cluster_sync();
 }

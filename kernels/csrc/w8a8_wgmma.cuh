@@ -12,7 +12,7 @@ struct Int8Wgmma;
 template <>
 struct Int8Wgmma<80> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[40], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %42, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n80k32.s32.s8.s8 {"
@@ -32,7 +32,7 @@ struct Int8Wgmma<80> {
 template <>
 struct Int8Wgmma<96> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[48], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %50, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n96k32.s32.s8.s8 {"
@@ -53,7 +53,7 @@ struct Int8Wgmma<96> {
 template <>
 struct Int8Wgmma<112> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[56], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %58, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n112k32.s32.s8.s8 {"
@@ -76,7 +76,7 @@ struct Int8Wgmma<112> {
 template <>
 struct Int8Wgmma<128> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[64], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %66, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
@@ -100,7 +100,7 @@ struct Int8Wgmma<128> {
 template <>
 struct Int8Wgmma<144> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[72], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %74, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n144k32.s32.s8.s8 {"
@@ -126,7 +126,7 @@ struct Int8Wgmma<144> {
 template <>
 struct Int8Wgmma<160> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[80], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %82, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n160k32.s32.s8.s8 {"
@@ -153,7 +153,7 @@ struct Int8Wgmma<160> {
 template <>
 struct Int8Wgmma<176> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[88], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %90, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n176k32.s32.s8.s8 {"
@@ -182,7 +182,7 @@ struct Int8Wgmma<176> {
 template <>
 struct Int8Wgmma<192> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[96], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %98, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 {"
@@ -212,7 +212,7 @@ struct Int8Wgmma<192> {
 template <>
 struct Int8Wgmma<208> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[104], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %106, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n208k32.s32.s8.s8 {"
@@ -244,7 +244,7 @@ struct Int8Wgmma<208> {
 template <>
 struct Int8Wgmma<224> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[112], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %114, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n224k32.s32.s8.s8 {"
@@ -277,7 +277,7 @@ struct Int8Wgmma<224> {
 template <>
 struct Int8Wgmma<240> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[120], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %122, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n240k32.s32.s8.s8 {"
@@ -312,7 +312,7 @@ struct Int8Wgmma<240> {
 template <>
 struct Int8Wgmma<256> {
     static __device__ __forceinline__ void multiply(
-        int (&sums)[128], unsigned long long a, unsigned long long b, int accumulate) {
+        int* sums, unsigned long long a, unsigned long long b, int accumulate) {
         asm volatile(
             "{\n.reg .pred keep;\nsetp.ne.b32 keep, %130, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {"
