@@ -81,6 +81,10 @@ class Nvila(nn.Module):
             self.config.s2_output_scale,
         )
 
+    def embed_text(self, ids: Sequence[int]) -> Tensor:
+        """(N,) ids of text -> (N, D)."""
+        return self.llm.model.embed_tokens(torch.tensor(ids, dtype=torch.long, device=self.device))
+
     def embed(
         self, input_ids: Sequence[int] | Tensor, media: Sequence[Tensor] | Tensor = ()
     ) -> Tensor:
@@ -104,9 +108,7 @@ class Nvila(nn.Module):
                 text.extend(self.newline_token_ids)
             else:
                 text.append(token)
-        table = self.llm.model.embed_tokens(
-            torch.tensor(text, dtype=torch.long, device=self.device)
-        )  # (N, D)
+        table = self.embed_text(text)  # (N, D)
         pieces: list[Tensor] = []
         for start, end, block in zip([0, *cuts], cuts, media, strict=False):
             pieces += [table[start:end], block.to(table.dtype)]
