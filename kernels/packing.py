@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 CODES_PER_WORD = 8  # four bits each in an int32
+TRANSPOSED_WORDS = 64  # of a row at a time, on a CPU
 ROWS_GROUP = 128  # inputs that share a scale and zero point in RowsInt4
 SYMMETRIC_ZERO = 8  # the code that stands for 0 where a checkpoint stores no zero points
 SEQUENTIAL = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -58,10 +59,35 @@ def unpack(words: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
     return codes.flatten(1)
 
 
+def transpose_codes(words: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
+    """(K, N / 8) int32, nibble i of word w = column 8 w + order[i] -> (N, K / 8), in sequence.
+
+    What `pack(unpack(words, order).t())` gives, without a byte per code: words change places as
+    they are, then each eight of them swap nibbles in three steps, as a matrix of 8 x 8 is
+    transposed by halves. K is a multiple of 8.
+    """
+    rows, width = words.shape
+    depth = rows // CODES_PER_WORD
+    grid = words.view(depth, CODES_PER_WORD, width)
+    columns = torch.empty(width, CODES_PER_WORD, depth, dtype=torch.int32, device=words.device)
+    # On a CPU a block stays in the cache; other devices take all at once.
+    step = TRANSPOSED_WORDS if words.device.type == "cpu" else width
+    for begin in range(0, width, step):
+        block = grid[:, :, begin : begin + step].permute(1, 2, 0).contiguous()  # (8, w, K / 8)
+        for distance, mask in ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F)):
+            low, high = block.unflatten(0, (-1, 2, distance)).unbind(1)
+            swapped = (low >> 4 * distance).bitwise_xor_(high).bitwise_and_(mask)
+            high.bitwise_xor_(swapped)
+            low.bitwise_xor_(swapped.bitwise_left_shift_(4 * distance))
+        for nibble, column in enumerate(order):
+            columns[begin : begin + step, column] = block[nibble]
+    return columns.flatten(0, 1)
+
+
 def from_awq_gemm(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Int4Weight:
     """AutoAWQ version GEMM: (K, N / 8) int32, (G, N / 8) int32, (G, N) float16."""
     return Int4Weight(
-        qweight=pack(unpack(qweight, AWQ_GEMM_ORDER).t()),
+        qweight=transpose_codes(qweight, AWQ_GEMM_ORDER),
         zeros=unpack(qzeros, AWQ_GEMM_ORDER).t().contiguous(),
         scales=scales.t().contiguous(),
     )

@@ -13,17 +13,17 @@ from PIL import Image
 
 from nvila_ros.errors import CheckpointError, ConfigError, InstructionError
 from nvila_ros.models.config import NvilaConfig
-from nvila_ros.models.generate import generate_greedy
 from nvila_ros.models.inputs import FusedInput, prepare, prepare_video
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.prompt import IMAGE_TOKEN, VIDEO_TOKEN, check_text
+from nvila_ros.models.runtime_backend import InferenceEngine, as_engine
 from nvila_ros.models.temporal import frames_multiple, time_pattern, times_in
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.video import read_clip
 
 
 def ask_pictures(
-    model: Nvila,
+    model: Nvila | InferenceEngine,
     tokenizer: Tokenizer,
     pictures: Sequence[Image.Image | np.ndarray],
     question: str,
@@ -38,7 +38,7 @@ def ask_pictures(
 
 
 def ask_video(
-    model: Nvila,
+    model: Nvila | InferenceEngine,
     tokenizer: Tokenizer,
     path: Path,
     question: str,
@@ -78,9 +78,10 @@ def _separator(config: NvilaConfig) -> str:
     return "" if config.frame_end_text else "\n"
 
 
-def _answer(model: Nvila, tokenizer: Tokenizer, fused: FusedInput, max_new_tokens: int) -> str:
-    ids = generate_greedy(
-        model,
+def _answer(
+    model: Nvila | InferenceEngine, tokenizer: Tokenizer, fused: FusedInput, max_new_tokens: int
+) -> str:
+    ids = as_engine(model).generate_greedy(
         fused.input_ids,
         fused.media,
         max_new_tokens=max_new_tokens,

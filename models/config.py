@@ -20,6 +20,13 @@ ASPECT_RATIO_MODES = ("resize", "pad", "dynamic", "dynamic_s2")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int8Config:
+    """A tower's linears in int8: one scale per output, activations quantized per token."""
+
+    skipped: tuple[str, ...] = ()  # modules that stay float, names or `re:...`
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """A SigLIP tower, in the words of `vision_tower/config.json`."""
 
@@ -32,6 +39,7 @@ class VisionConfig:
     num_channels: int = 3
     layer_norm_eps: float = 1e-6
     hidden_act: str = "gelu_pytorch_tanh"
+    quantization: Int8Config | None = None  # None: every weight is float
 
     def __post_init__(self) -> None:
         if self.hidden_act not in ("gelu_pytorch_tanh", "gelu"):

@@ -18,6 +18,7 @@ from nvila_ros.models.config import (
 )
 from nvila_ros.models.encoder_config import read_encoders, write_encoders
 from nvila_ros.models.quantization import read_quantization, write_quantization
+from nvila_ros.models.quantization_int8 import read_int8, write_int8
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,12 +46,16 @@ def _read_vision(path: Path) -> VisionConfig:
         raise CheckpointError(
             f"{path}: model_type is {model_type!r}; 'siglip_vision_model' is supported"
         )
-    known = {item.name for item in fields(VisionConfig)}
+    known = {item.name for item in fields(VisionConfig)} - {"quantization"}
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         _require(data, key, path)
     for key in ("image_size", "patch_size"):
         _require(data, key, path)
-    return VisionConfig(**{key: value for key, value in data.items() if key in known})
+    stored = data.get("quantization_config")
+    return VisionConfig(
+        **{key: value for key, value in data.items() if key in known},
+        quantization=read_int8(stored, path) if stored else None,
+    )
 
 
 def _read_language_quantization(path: Path, data: dict[str, Any]) -> QuantizationConfig | None:
@@ -232,12 +237,16 @@ def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
 
 
 def _vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
+    data = asdict(config)
+    del data["quantization"]
+    if config.quantization:
+        data["quantization_config"] = write_int8(config.quantization)
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
         "vision_use_head": False,
         "torch_dtype": dtype,
-        **asdict(config),
+        **data,
     }
 
 

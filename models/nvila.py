@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,10 @@ class Nvila(nn.Module):
             self.config.s2_output_scale,
         )
 
+    def embed_text(self, ids: Sequence[int]) -> Tensor:
+        """(N,) ids of text -> (N, D)."""
+        return self.llm.model.embed_tokens(torch.tensor(ids, dtype=torch.long, device=self.device))
+
     def embed(
         self, input_ids: Sequence[int] | Tensor, media: Sequence[Tensor] | Tensor = ()
     ) -> Tensor:
@@ -108,18 +112,13 @@ class Nvila(nn.Module):
         # Media ids may lie beyond the embedding's rows: only text and newlines are looked up.
         text: list[int] = []
         cuts: list[int] = []  # how much text stands before each block
-        is_after_media = False
-        for token in ids:
+        for token in without_skipped(ids, self.media_token_ids, self.skipped_token_ids):
             if token in self.media_token_ids:
                 cuts.append(len(text))
                 text.extend(self.newline_token_ids)
-                is_after_media = True
-            elif not (is_after_media and token in self.skipped_token_ids):
+            else:
                 text.append(token)
-                is_after_media = False
-        table = self.llm.model.embed_tokens(
-            torch.tensor(text, dtype=torch.long, device=self.device)
-        )  # (N, D)
+        table = self.embed_text(text)  # (N, D)
         pieces: list[Tensor] = []
         for start, end, block in zip([0, *cuts], cuts, media, strict=False):
             pieces += [table[start:end], block.to(table.dtype)]
@@ -148,3 +147,14 @@ class Nvila(nn.Module):
             device=self.device,
             dtype=self.dtype,
         )
+
+
+def without_skipped(
+    ids: Sequence[int], media_ids: Collection[int], skipped_ids: Collection[int]
+) -> list[int]:
+    """Ids without those of `skipped_ids` that directly follow a media id."""
+    kept: list[int] = []
+    for token in ids:
+        if not (kept and kept[-1] in media_ids and token in skipped_ids):
+            kept.append(token)
+    return kept

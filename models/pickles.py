@@ -1,25 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Older checkpoints' pickles to safetensors, read without running any code that they hold."""
+"""Older checkpoints' pickles, read without running any code that they hold."""
 
 from __future__ import annotations
 
-import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.config_files import read_json
-
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-PICKLE_INDEX = "pytorch_model.bin.index.json"
-TENSOR_INDEX = "model.safetensors.index.json"
-# Left beside weights by trainers; they hold none.
-NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+from nvila_ros.models.headers import DTYPE_NAMES, StoredTensor
+from nvila_ros.models.part_files import PICKLE_INDEX_FILE, indexed_files, pickle_files
 
 
 def has_only_pickles(folder: Path) -> bool:
@@ -27,46 +21,63 @@ def has_only_pickles(folder: Path) -> bool:
     return not any(folder.glob("*.safetensors")) and bool(pickle_files(folder))
 
 
-def pickle_files(folder: Path) -> list[Path]:
-    """The files with weights: those of the index, or all that are not a trainer's."""
-    if (folder / PICKLE_INDEX).exists():
-        names = set(read_json(folder / PICKLE_INDEX).get("weight_map", {}).values())
-        return [folder / name for name in sorted(names)]
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix in SUFFIXES and not path.name.startswith(NO_WEIGHTS)
-    )
-
-
-def convert_pickles(source: Path, target: Path) -> None:
-    """Write one safetensors file per pickle of `source` and their index into `target`."""
-    paths = pickle_files(source)
-    target.mkdir(parents=True, exist_ok=True)
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    for number, path in enumerate(paths, start=1):
-        name = f"model-{number:05d}-of-{len(paths):05d}.safetensors"
-        tensors = read_pickle(path)
-        twice = sorted(tensors.keys() & weight_map.keys())
+def open_pickles(folder: Path) -> list[PickleFile]:
+    """All files of a part, no tensor in two of them, none missing that the index promises."""
+    files = [PickleFile(path) for path in pickle_files(folder)]
+    owners: dict[str, Path] = {}
+    for file in files:
+        twice = sorted(file.tensors.keys() & owners.keys())
         if twice:
             raise CheckpointError(
-                f"{path} holds {twice[0]}, which {source / paths[0].name} or another file beside "
-                "it holds too; leave one checkpoint's weights in the folder"
+                f"{file.path} holds {twice[0]}, which {owners[twice[0]].name} beside it holds too; "
+                "leave one checkpoint's weights in the folder"
             )
-        save_file(tensors, target / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (target / TENSOR_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        owners |= dict.fromkeys(file.tensors, file.path)
+    if (folder / PICKLE_INDEX_FILE).exists():
+        for path, promised in indexed_files(folder, PICKLE_INDEX_FILE).items():
+            absent = sorted(name for name in promised if owners.get(name) != path)
+            if absent:
+                raise CheckpointError(
+                    f"{path} has no {absent[0]}, which the index beside it promises; "
+                    "download this file and the index again"
+                )
+    return files
+
+
+class PickleFile:
+    """One pickle's tensors; memory-mapped, or where an old form forbids it, read when needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._content: Mapping[str, Tensor] | None = None
+        self.tensors = {
+            name: StoredTensor(
+                DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)),
+                tuple(tensor.shape),
+                index,  # a pickle's tensors are read in its own order
+                tensor.numel() * tensor.itemsize,
+            )
+            for index, (name, tensor) in enumerate(read_pickle(path).items())
+        }
+
+    def view(self, name: str) -> Tensor:
+        """One tensor in its stored dtype."""
+        if self._content is None:
+            self._content = read_pickle(self.path)
+        return self._content[name]
+
+    def release(self, begin: int, end: int) -> None:
+        """Nothing to give back before the file is closed."""
+
+    def close(self) -> None:
+        """Forget the content; `view` reads it again."""
+        self._content = None
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor, each with memory of its own; anything but tensors is refused."""
+    """Name -> tensor; anything but tensors is refused."""
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; download the shard") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
@@ -82,4 +93,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     strange = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if strange:
         raise CheckpointError(f"{path}: {strange[0]} is no tensor; it is no model's weights")
-    return {str(name): tensor.detach().contiguous().clone() for name, tensor in content.items()}
+    return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _load(path: Path) -> Any:
+    """Mapped where the file is of the kind that PyTorch has written since 2020."""
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ def read_quantization(data: dict[str, Any], path: Path) -> QuantizationConfig:
     )
 
 
-def _check(path: Path, key: str, got: Any, *expected: Any) -> None:
+def check_entry(path: Path, key: str, got: Any, *expected: Any) -> None:
+    """Raise CheckpointError unless a setting is one of those that can be read exactly."""
     if got not in expected:
         wanted = " or ".join(repr(value) for value in expected)
         raise CheckpointError(
@@ -45,10 +48,10 @@ def _check(path: Path, key: str, got: Any, *expected: Any) -> None:
 def _read_awq(data: dict[str, Any], path: Path) -> QuantizationConfig:
     """AutoAWQ, in the words of Hugging Face or in its own (w_bit, q_group_size)."""
     version = str(data.get("version", "gemm")).lower()
-    _check(path, "bits", data.get("bits", data.get("w_bit")), 4)
-    _check(path, "group_size", data.get("group_size", data.get("q_group_size")), GROUP_SIZE)
-    _check(path, "zero_point", data.get("zero_point", True), True)
-    _check(path, "version", version, *AWQ_LAYOUTS)
+    check_entry(path, "bits", data.get("bits", data.get("w_bit")), 4)
+    check_entry(path, "group_size", data.get("group_size", data.get("q_group_size")), GROUP_SIZE)
+    check_entry(path, "zero_point", data.get("zero_point", True), True)
+    check_entry(path, "version", version, *AWQ_LAYOUTS)
     skipped = data.get("modules_to_not_convert") or ()
     return QuantizationConfig(layout=AWQ_LAYOUTS[version], skipped=tuple(skipped))
 
@@ -56,17 +59,17 @@ def _read_awq(data: dict[str, Any], path: Path) -> QuantizationConfig:
 def _read_compressed(data: dict[str, Any], path: Path) -> QuantizationConfig:
     """compressed-tensors in its packed int4 form, one scheme for all linears."""
     groups = list((data.get("config_groups") or {}).values())
-    _check(path, "number of config_groups", len(groups), 1)
+    check_entry(path, "number of config_groups", len(groups), 1)
     weights = groups[0].get("weights") or {}
-    _check(path, "format", data.get("format"), "pack-quantized")
-    _check(path, "targets", groups[0].get("targets"), ["Linear"])
+    check_entry(path, "format", data.get("format"), "pack-quantized")
+    check_entry(path, "targets", groups[0].get("targets"), ["Linear"])
     for key in ("input_activations", "output_activations"):
-        _check(path, key, groups[0].get(key), None)
-    _check(path, "num_bits", weights.get("num_bits"), 4)
-    _check(path, "type", weights.get("type", "int"), "int")
-    _check(path, "strategy", weights.get("strategy"), "group")
-    _check(path, "group_size", weights.get("group_size"), GROUP_SIZE)
-    _check(path, "actorder", weights.get("actorder"), None, False, "weight", "static")
+        check_entry(path, key, groups[0].get(key), None)
+    check_entry(path, "num_bits", weights.get("num_bits"), 4)
+    check_entry(path, "type", weights.get("type", "int"), "int")
+    check_entry(path, "strategy", weights.get("strategy"), "group")
+    check_entry(path, "group_size", weights.get("group_size"), GROUP_SIZE)
+    check_entry(path, "actorder", weights.get("actorder"), None, False, "weight", "static")
     return QuantizationConfig(
         layout="compressed",
         is_symmetric=bool(weights.get("symmetric", True)),
@@ -105,9 +108,14 @@ def is_skipped(config: QuantizationConfig, name: str) -> bool:
     """Whether a linear stays float: AutoAWQ lists parts of names, the other names or `re:...`."""
     if config.layout != "compressed":
         return name == "lm_head" or any(part in name for part in config.skipped)
+    return matches(config.skipped, name)
+
+
+def matches(entries: Iterable[str], name: str) -> bool:
+    """Whether compressed-tensors' list of names and `re:...` patterns holds a module."""
     return any(
         re.match(entry[3:], name) is not None if entry.startswith("re:") else entry == name
-        for entry in config.skipped
+        for entry in entries
     )
 
 
@@ -180,6 +188,23 @@ def packed_tensors(config: QuantizationConfig, linear: W4A16Linear) -> dict[str,
     if not config.is_symmetric:
         stored["weight_zero_point"] = packing.pack(weight.zeros.t()).t().contiguous()
     return stored
+
+
+def packed_specifications(
+    config: QuantizationConfig, linear: W4A16Linear
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Key -> dtype and shape of what `packed_tensors` gives, without computing it."""
+    if config.layout != "compressed":
+        config = replace(config, layout="awq_gemm")
+    dtypes = {
+        "scales": linear.scales.dtype,
+        "weight_scale": linear.scales.dtype,
+        "weight_shape": torch.int64,
+    }
+    return {
+        key: (dtypes.get(key, torch.int32), shape)
+        for key, shape in stored_shapes(config, linear).items()
+    }
 
 
 def _check_tensor(path: Path, key: str, tensor: Tensor, linear: W4A16Linear) -> None:

@@ -22,6 +22,12 @@ QWEN2_WORDS = (
 # Llama-3 ends a turn with <|eot_id|>; VILA-1.5 trained the last one to end with <|end_of_text|>.
 END_OF_TURN_TOKENS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
+# What a prompt of each chat template cannot do without.
+TEMPLATE_TOKENS = {
+    "qwen2": ("<|im_start|>", "<|im_end|>"),
+    "llama_3": (BEGIN_OF_TEXT, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+
 
 class Tokenizer:
     """A tokenizer with NVILA's media tokens, which it adds when the checkpoint has none."""
@@ -73,6 +79,26 @@ class Tokenizer:
                 f"the tokenizer has no token {token!r}; use the tokenizer files of this checkpoint"
             )
         return found
+
+    def check_template(self, template: str, num_rows: int, folder: Path) -> None:
+        """Raise CheckpointError unless each token of the chat template is one id with a row.
+
+        `num_rows` are those of the decoder's embedding; media tokens need none.
+        """
+        for token in TEMPLATE_TOKENS[template]:
+            index = self._backend.token_to_id(token)
+            if index is None or self.encode(token)[-1:] != [index]:
+                raise CheckpointError(
+                    f"{folder}: the tokenizer has no token {token!r}, which every {template} "
+                    "prompt needs; copy tokenizer.json, tokenizer_config.json and "
+                    "added_tokens.json from where the weights came from"
+                )
+            if index >= num_rows:
+                raise CheckpointError(
+                    f"{folder}: token {token!r} has id {index}, the decoder has {num_rows} rows "
+                    "(vocab_size in config.json); the tokenizer and the weights are not of one "
+                    "checkpoint"
+                )
 
     def encode(self, text: str) -> list[int]:
         """Trusted text, special tokens recognised. Check user text first (`prompt.check_text`)."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nvila_ros.models.config import VisionConfig
+from nvila_ros.models.quantization_int8 import quantize_linears_int8
 
 
 class VisionEmbeddings(nn.Module):
@@ -110,6 +111,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.num_layers_to_run = num_layers_to_run
         self.vision_model = VisionTransformer(config)
+        if config.quantization is not None:
+            quantize_linears_int8(self, config.quantization)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) in [-1, 1] -> (F, P, D), the selected layer's output."""

@@ -3,34 +3,25 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nvila_ros.errors import CheckpointError
 from nvila_ros.kernels.w4a16 import W4A16Linear
-from nvila_ros.models.config import NvilaConfig, QuantizationConfig
-from nvila_ros.models.config_files import load_config, read_json, read_language, save_config
+from nvila_ros.kernels.w8a8 import W8A8Linear
+from nvila_ros.models.config import LanguageConfig, QuantizationConfig
+from nvila_ros.models.config_files import load_config, read_language, save_config
 from nvila_ros.models.language import LanguageModel
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.quantization import PackedReader, packed_tensors
+from nvila_ros.models.part_files import PARTS, checkpoint_folder
+from nvila_ros.models.part_files import tensor_files as tensor_files
+from nvila_ros.models.quantization import PackedReader, packed_specifications, packed_tensors
+from nvila_ros.models.quantization_int8 import Int8Reader, int8_specifications, int8_tensors
+from nvila_ros.models.reading import PartReader, Source
 from nvila_ros.models.tokenizer import Tokenizer
-
-PARTS = ("vision_tower", "mm_projector", "llm")
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-OTHER_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state")  # hold no weights
-
-# Entries of released files that have no place in the network: buffers, and heads that are not used.
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".embeddings.position_ids")
-IGNORED_PREFIXES = ("vision_model.head.", "head.")
-TOWER_PREFIX = "vision_model."
+from nvila_ros.models.writing import SHARD_BYTES, PartWriter, Specification
 
 
 def load(
@@ -41,42 +32,52 @@ def load(
     """Read a checkpoint folder straight to its device and dtype; all of it or a CheckpointError.
 
     The default dtype is float32 on a CPU and float16, as released inference uses, elsewhere.
+    Headers, names, shapes and the tokenizer are checked before the first weight is read.
     """
-    folder, device = Path(folder), torch.device(device)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; point model_path at a checkpoint's folder")
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
-    config = load_config(folder)
-    tokenizer = Tokenizer.load(folder / "llm")
-    tokenizer.add_tokens(
-        config.time_token_format.format(t=index) for index in range(config.num_time_tokens)
-    )
-    with torch.device("meta"):
-        model = Nvila(config)
-    for part in PARTS:
-        module = model.get_submodule(part)
-        quantization = config.language.quantization if part == "llm" else None
-        state = _read_part(folder / part, module, device, dtype, quantization)
-        module.load_state_dict(state, assign=True)
+    device = torch.device(device)
+    dtype = dtype or default_dtype(device)
+    model, tokenizer, readers = open_checkpoint(folder)
+    for part, reader in readers.items():
+        model.get_submodule(part).load_state_dict(dict(reader.stream(dtype, device)), assign=True)
+    config = model.config
     skipped_ids = tokenizer.padding_and_end_ids if config.skips_end_after_media else ()
     model.connect(tokenizer.media_ids, tokenizer.encode(config.frame_end_text), skipped_ids)
     return model.eval(), tokenizer
 
 
-def save(
-    folder: Path | str, model: Nvila, tokenizer: Tokenizer, dtype: torch.dtype | None = None
-) -> None:
-    """Write a network that `load` and Hugging Face's classes read; by default in its own dtype."""
-    folder = Path(folder)
-    dtype = dtype or model.dtype
-    save_config(folder, model.config, str(dtype).removeprefix("torch."))
-    tokenizer.save(folder / "llm")
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Of weights and activations, where nobody asked for another."""
+    return torch.float32 if device.type == "cpu" else torch.float16
+
+
+def open_checkpoint(
+    folder: Path | str, sources: dict[str, list[Source]] | None = None
+) -> tuple[Nvila, Tokenizer, dict[str, PartReader]]:
+    """The network on the meta device, its tokenizer and what will read each part; all checked.
+
+    `sources` are the files of parts that are not to be looked for, by part.
+    """
+    folder = checkpoint_folder(folder)
+    config = load_config(folder)
+    tokenizer = Tokenizer.load(folder / "llm")
+    tokenizer.add_tokens(
+        config.time_token_format.format(t=index) for index in range(config.num_time_tokens)
+    )
+    tokenizer.check_template(config.chat_template, config.language.vocab_size, folder / "llm")
+    with torch.device("meta"):
+        model = Nvila(config)
+    readers = {}
     for part in PARTS:
-        tensors = _stored_tensors(model.get_submodule(part), model.config, dtype)
-        path = folder / part / SINGLE_FILE
-        unfinished = path.with_suffix(".unfinished")
-        save_file(tensors, unfinished, metadata={"format": "pt"})
-        unfinished.replace(path)  # a reader never meets half a file
+        module = model.get_submodule(part)
+        packed = quantized_reader(module, config.language)
+        readers[part] = PartReader(folder / part, module, packed, (sources or {}).get(part))
+    return model, tokenizer, readers
+
+
+def quantized_reader(module: nn.Module, config: LanguageConfig) -> PackedReader | Int8Reader:
+    """Of the quantized linears of one part; a float part has none of them."""
+    is_decoder = isinstance(module, LanguageModel)
+    return PackedReader(module, config.quantization) if is_decoder else Int8Reader(module)
 
 
 def load_language_model(
@@ -85,142 +86,74 @@ def load_language_model(
     dtype: torch.dtype | None = None,
 ) -> LanguageModel:
     """Only the decoder, from an `llm/` folder or from one that holds nothing else."""
-    folder, device = Path(folder), torch.device(device)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder; point at a decoder's folder")
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    folder, device = checkpoint_folder(folder), torch.device(device)
+    dtype = dtype or default_dtype(device)
     with torch.device("meta"):
         model = LanguageModel(read_language(folder / "config.json"))
-    state = _read_part(folder, model, device, dtype, model.config.quantization)
-    model.load_state_dict(state, assign=True)
+    reader = PartReader(folder, model, quantized_reader(model, model.config))
+    model.load_state_dict(dict(reader.stream(dtype, device)), assign=True)
     return model.eval()
 
 
-def _stored_tensors(
-    module: nn.Module, config: NvilaConfig, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """A part's tensors under the keys of the layout; int4 stays int4, the rest gets `dtype`."""
-    quantization = config.language.quantization
-    replaced = PackedReader(module, quantization).replaced
-    tensors = {
-        key: tensor.detach().to("cpu", dtype).contiguous()
+def save(
+    folder: Path | str,
+    model: Nvila,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype | None = None,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a network that `load` and Hugging Face's classes read; by default in its own dtype."""
+    folder = Path(folder)
+    dtype = dtype or model.dtype
+    save_config(folder, model.config, str(dtype).removeprefix("torch."))
+    tokenizer.save(folder / "llm")
+    for part in PARTS:
+        module, language = model.get_submodule(part), model.config.language
+        specifications = stored_specifications(module, language, dtype)
+        replaced = quantized_reader(module, language).replaced
+        with PartWriter(folder / part, specifications, shard_bytes) as writer:
+            for key, tensor in module.state_dict().items():
+                if key not in replaced:
+                    writer.write(key, tensor)
+            for name, linear in quantized_linears(module):
+                for key, tensor in stored_linear(linear, language.quantization).items():
+                    writer.write(f"{name}.{key}", tensor)
+            writer.finish()
+
+
+def stored_specifications(
+    module: nn.Module, config: LanguageConfig, dtype: torch.dtype
+) -> dict[str, Specification]:
+    """Key in the layout -> dtype and shape of a part; int4 and int8 stay, the rest gets `dtype`."""
+    replaced = quantized_reader(module, config).replaced
+    specifications: dict[str, Specification] = {
+        key: (dtype, tuple(tensor.shape))
         for key, tensor in module.state_dict().items()
         if key not in replaced
     }
-    for name, linear in module.named_modules():
-        if isinstance(linear, W4A16Linear) and quantization is not None:
-            for key, tensor in packed_tensors(quantization, linear).items():
-                tensors[f"{name}.{key}"] = tensor.detach().to("cpu").contiguous()
-    return tensors
+    for name, linear in quantized_linears(module):
+        if isinstance(linear, W8A8Linear):
+            stored = int8_specifications(linear)
+        else:
+            assert config.quantization is not None
+            stored = packed_specifications(config.quantization, linear)
+        specifications |= {f"{name}.{key}": specification for key, specification in stored.items()}
+    return specifications
 
 
-def _read_part(
-    folder: Path,
-    module: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantization: QuantizationConfig | None = None,
+def quantized_linears(module: nn.Module) -> Iterator[tuple[str, W4A16Linear | W8A8Linear]]:
+    """The linears of a part that are not float, by name."""
+    for name, part in module.named_modules():
+        if isinstance(part, (W4A16Linear, W8A8Linear)):
+            yield name, part
+
+
+def stored_linear(
+    linear: W4A16Linear | W8A8Linear, quantization: QuantizationConfig | None
 ) -> dict[str, Tensor]:
-    """All tensors of one part, each checked against the network before it is read."""
-    packed = PackedReader(module, quantization)
-    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    expected = {key: shape for key, shape in wanted.items() if key not in packed.replaced}
-    expected |= packed.shapes
-    has_tied_head = "model.embed_tokens.weight" in expected and "lm_head.weight" not in expected
-    state: dict[str, Tensor] = {}
-    found: set[str] = set()
-    unexpected: list[str] = []
-    for path in _tensor_files(folder):
-        for key, tensor in _read_file(path, expected, device):
-            if tensor is not None:
-                found.add(key)
-                is_packed = key in packed.shapes
-                state |= packed.add(path, key, tensor) if is_packed else {key: tensor.to(dtype)}
-            elif not (_is_ignored(key) or (has_tied_head and key == "lm_head.weight")):
-                unexpected.append(key)
-    missing = sorted(expected.keys() - found)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{folder} does not fit its config.json: {_summary('missing', missing)}"
-            f"{_summary('not expected', unexpected)}copy the folder again, "
-            "or load it with its own config"
-        )
-    return state
-
-
-def _is_ignored(key: str) -> bool:
-    return key.endswith(IGNORED_SUFFIXES) or key.startswith(IGNORED_PREFIXES)
-
-
-def _summary(title: str, keys: list[str]) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{title}: {', '.join(keys[:3])}{more}; "
-
-
-def _read_file(
-    path: Path, expected: dict[str, tuple[int, ...]], device: torch.device
-) -> Iterator[tuple[str, Tensor | None]]:
-    """Each key of a file with its tensor, or None where the network has no place for it."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            for stored in file.keys():  # noqa: SIM118 - the file is no mapping
-                # Transformers 5 writes a tower without the prefix that released files have.
-                key = stored if f"{TOWER_PREFIX}{stored}" not in expected else TOWER_PREFIX + stored
-                if key not in expected:
-                    yield key, None
-                    continue
-                shape = tuple(file.get_slice(stored).get_shape())
-                if shape != expected[key]:
-                    raise CheckpointError(
-                        f"{path}: {key} has shape {shape}, config.json asks for {expected[key]}; "
-                        "the weights and the config are not of one checkpoint"
-                    )
-                yield key, file.get_tensor(stored)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
-
-
-def _tensor_files(folder: Path) -> list[Path]:
-    """The safetensors files of one part: one file, or the shards that the index lists."""
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is missing; a checkpoint has the folders {', '.join(PARTS)}"
-        )
-    if (folder / SINGLE_FILE).exists():
-        return [folder / SINGLE_FILE]
-    if (folder / INDEX_FILE).exists():
-        names = sorted(set(read_json(folder / INDEX_FILE).get("weight_map", {}).values()))
-        absent = [name for name in names if not (folder / name).exists()]
-        if absent or not names:
-            raise CheckpointError(
-                f"{folder}: {len(absent)} of {len(names)} shards of {INDEX_FILE} are missing"
-                f"{': ' + ', '.join(absent[:3]) if absent else ''}; download them"
-            )
-        return [folder / name for name in names]
-    pickles = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix in PICKLE_SUFFIXES and not path.name.startswith(OTHER_PICKLES)
-    )
-    if pickles:
-        raise CheckpointError(
-            f"{folder / pickles[0]} is a pickle, which can run code, and is refused; "
-            f"convert it with: {_conversion_command(folder, pickles)}"
-        )
-    raise CheckpointError(
-        f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights"
-    )
-
-
-def _conversion_command(folder: Path, pickles: list[str]) -> str:
-    """A shell command that writes all tensors of pickles to one safetensors file beside them."""
-    program = (
-        "import sys, torch, safetensors.torch as s; "
-        "s.save_file({k: v.contiguous().clone() for f in sys.argv[1:] for k, v in "
-        "torch.load(f, map_location='cpu', weights_only=True).items()}, "
-        f"'{SINGLE_FILE}', metadata={{'format': 'pt'}})"
-    )
-    names = " ".join(shlex.quote(name) for name in pickles)
-    return f'cd {shlex.quote(str(folder))} && python -c "{program}" {names}'
+    """A quantized linear's tensors, without its bias, as the layout has them."""
+    if isinstance(linear, W8A8Linear):
+        return int8_tensors(linear)
+    assert quantization is not None
+    return packed_tensors(quantization, linear)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nvila_ros.cli_options import EXIT_DIFFERENT, DeviceOption, JsonOption, print_json
+from nvila_ros.cli_options import (
+    EXIT_DIFFERENT,
+    BackendName,
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    QuantizeOption,
+    print_json,
+)
 from nvila_ros.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -49,12 +57,14 @@ def ask(
         ),
     ] = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = BackendName.auto,
+    round_weights: QuantizeOption = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model a free question about pictures or a video."""
-    from nvila_ros.models import weights
     from nvila_ros.models.ask import ask_pictures, ask_video
+    from nvila_ros.models.runtime_backend import load_engine
 
     if video is not None and images:
         raise ConfigError("got pictures and --video; ask about one or the other")
@@ -63,7 +73,7 @@ def ask(
     pictures = [read_image(path) for path in images or ()]
     if video is not None and not video.exists():
         raise ImageError(f"{video} does not exist; give a video file or a folder of frames")
-    loaded = weights.load(model, device)
+    loaded = load_engine(model, device, backend=backend.value, quantizes=round_weights)
     if video is None:
         answer = ask_pictures(*loaded, pictures, question, max_new_tokens)
     else:

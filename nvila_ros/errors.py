@@ -36,3 +36,7 @@ class SceneError(NvilaError):
 
 class SystemLibraryError(NvilaError):
     """A system library (EGL, OSMesa) is missing; the message holds the command that installs it."""
+
+
+class KernelError(NvilaError):
+    """A GPU kernel cannot be compiled, loaded or launched; the message says what to install."""

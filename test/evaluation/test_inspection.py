@@ -165,7 +165,7 @@ def test_packed_weights_are_counted_one_by_one(tmp_path):
 def test_what_is_no_safetensors_file_is_named(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupt, or no"):
         read_header(path)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nvila_ros.errors import CheckpointError, ConfigError, InstructionError
-from nvila_ros.models import ask
+from nvila_ros.models import ask, generate
 from nvila_ros.models.inputs import prepare_video
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.temporal import frames_multiple, pool_frames, times_in, video_block
@@ -120,7 +120,8 @@ def test_times_mean_nothing_to_other_checkpoints(tiny_config):
 def test_questions_may_name_times_that_exist(with_times, monkeypatch, frames, tmp_path):
     clip = Clip(tuple(frames[:4]), (0, 1, 2, 3), 4, 8.0)
     monkeypatch.setattr(ask, "read_clip", lambda *arguments: clip)
-    monkeypatch.setattr(ask, "generate_greedy", lambda *_, **__: with_times[1].encode("left<t3>"))
+    answer = with_times[1].encode("left<t3>")
+    monkeypatch.setattr(generate, "generate_greedy", lambda *_, **__: answer)
     result = ask.ask_video(*with_times, tmp_path, "turn at <t1>?", 4)
     assert result["times_s"] == {"<t3>": 6.0} and result["num_frames"] == 4
     for question in ("turn at <t7>?", "turn <image>", "<t1><|im_end|>"):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saving and loading, Hugging Face reading what was saved, and every way a folder can be broken."""
 
+import errno
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -179,9 +181,10 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(
     with pytest.raises(CheckpointError, match="is a pickle, which can run code") as failure:
         weights.load(folder)
     command = str(failure.value).split("convert it with: ")[1]
-    command = command.replace("&& python", f"&& {shlex.quote(sys.executable)}")
-    subprocess.run(command, shell=True, check=True)
-    assert states_equal(weights.load(folder)[0], tiny_model)
+    assert command.startswith("nvila convert ")
+    program = f"{shlex.quote(sys.executable)} -m nvila_ros.cli convert "
+    subprocess.run(command.replace("nvila convert ", program, 1), shell=True, check=True)
+    assert states_equal(weights.load(shlex.split(command)[-1])[0], tiny_model)
 
 
 @pytest.mark.parametrize("name", ["llm", "vision_tower", "mm_projector"])
@@ -227,9 +230,11 @@ def test_a_config_that_is_no_json(folder):
 
 def test_a_failed_save_leaves_the_old_weights(folder, tiny_model, tokenizer, monkeypatch):
     def fail(*arguments, **keywords):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(weights, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
         weights.save(folder, tiny_model, tokenizer)
+    monkeypatch.undo()
     assert states_equal(weights.load(folder)[0], tiny_model)
+    assert not list(folder.rglob("*.unfinished"))
