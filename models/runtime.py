@@ -232,7 +232,8 @@ class Engine:
         nodes = [-1] if tree is None else [branch.node for branch in tree.branches]
         wanted = on_device([num_prompt + node for node in nodes], torch.long, self.device)
         rows = lay_out(start, num_prompt, tree, self.device)
-        states = self._decoder.read(embeds, rows, wanted)
+        with out_of_memory(self.config, self.device, self.max_frames):
+            states = self._decoder.read(embeds, rows, wanted)
         self._cache.hold(prompt)
         return states
 

@@ -15,10 +15,12 @@ from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.kernels import build, driver
 from nvila_ros.kernels.compiler import find_compiler
 from nvila_ros.models import generate, weights
+from nvila_ros.models.config_files import load_config
 from nvila_ros.models.generate import Choice
 from nvila_ros.models.inputs import Network
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
+from nvila_ros.models.runtime_memory import out_of_memory, too_little
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.trie import TokenTrie
 
@@ -93,7 +95,8 @@ class TorchEngine:
         allowed: Collection[int] | None = None,
     ) -> Choice:
         """See `generate.choose`."""
-        return generate.choose(self.model, input_ids, media, trie, allowed)
+        with out_of_memory(self.config, self.device, self.config.num_video_frames):
+            return generate.choose(self.model, input_ids, media, trie, allowed)
 
     def generate_greedy(
         self,
@@ -104,9 +107,10 @@ class TorchEngine:
         stop_ids: Collection[int] = (),
     ) -> list[int]:
         """See `generate.generate_greedy`."""
-        return generate.generate_greedy(
-            self.model, input_ids, media, max_new_tokens=max_new_tokens, stop_ids=stop_ids
-        )
+        with out_of_memory(self.config, self.device, self.config.num_video_frames):
+            return generate.generate_greedy(
+                self.model, input_ids, media, max_new_tokens=max_new_tokens, stop_ids=stop_ids
+            )
 
 
 def as_engine(model: Nvila | InferenceEngine) -> InferenceEngine:
@@ -136,7 +140,11 @@ def load_engine(
             "quantize the checkpoint with `nvila quantize`"
         )
     _log.info("backend %s on %s: %s", name, place, reason)
-    model, tokenizer = weights.load(folder, place, dtype)
+    try:
+        model, tokenizer = weights.load(folder, place, dtype)
+    except torch.OutOfMemoryError as error:
+        config = load_config(folder)
+        raise too_little(config, place, num_frames or config.num_video_frames) from error
     if name == "torch":
         return TorchEngine(model), tokenizer
     engine = Engine.from_model(

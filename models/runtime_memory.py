@@ -98,9 +98,14 @@ def out_of_memory(config: NvilaConfig, device: torch.device, num_frames: int) ->
     try:
         yield
     except torch.OutOfMemoryError as error:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        needed = cache_bytes(config, num_frames) + activation_bytes(config, num_frames)
-        raise ConfigError(_advice(config, num_frames, needed, free, free)) from error
+        raise too_little(config, device, num_frames) from error
+
+
+def too_little(config: NvilaConfig, device: torch.device, num_frames: int) -> ConfigError:
+    """What to say when the device had no more memory."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    needed = cache_bytes(config, num_frames) + activation_bytes(config, num_frames)
+    return ConfigError(_advice(config, num_frames, needed, free, free))
 
 
 def _advice(config: NvilaConfig, num_frames: int, needed: int, free: int, left: int) -> str:

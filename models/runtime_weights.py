@@ -74,8 +74,12 @@ class DecoderWeights:
 
     @property
     def is_int4(self) -> bool:
-        """Whether the layers' matrices are packed."""
-        return isinstance(self.layers[0].down, RowsInt4)
+        """Whether all matrices of the layers are packed."""
+        return all(
+            isinstance(matrix, RowsInt4)
+            for layer in self.layers
+            for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        )
 
 
 def pack_decoder(
