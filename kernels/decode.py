@@ -27,7 +27,11 @@ from nvila_ros.kernels.decode_plan import (
 from nvila_ros.kernels.packing import RowsInt4
 
 LOG2_E = 1.4426950408889634
-ONE_ROW = {"BATCH": 1, "STAGES": 6}  # what most linears of a step are compiled with
+ONE_ROW = {
+    "BATCH": 1,
+    "STAGES": 3,
+    "MIN_BLOCKS": 2,
+}  # what most linears of a step are compiled with
 
 
 def is_fast(tensor: Tensor) -> bool:
@@ -230,7 +234,7 @@ def embed(tokens: Tensor, table: Tensor, *, out: Tensor | None = None) -> Tensor
 def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     """What `build` compiles ahead: one row, as robots decode."""
     yield "decode.cu", ONE_ROW
-    yield "decode.cu", {"BATCH": 1, "STAGES": 4}
+    yield "decode.cu", {**ONE_ROW, "STAGES": 2}
     yield "decode_head.cu", {"BATCH": 1, "HEAD_STAGES": 8}
     yield "decode_attention.cu", {"HEAD_DIM": 128}
     yield "decode_attention.cu", {"HEAD_DIM": 64}

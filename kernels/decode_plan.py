@@ -14,8 +14,9 @@ from nvila_ros.kernels.packing import ROWS_GROUP
 MAX_ROWS = 8
 MAX_WARPS = 14  # of a linear's block: 448 threads of 72 registers, two blocks a multiprocessor
 FEWEST_PAIRS = 4  # of outputs that are worth a block
-STAGES = (6, 4, 3, 2)  # units of 16 outputs x one group that a warp has in flight
-UNIT_BYTES, STAGE_BYTES = 1024, 1088  # codes; codes with scales (decode_linear.cuh)
+STAGES = (3, 2)  # units of 32 outputs x one group that a warp has in flight
+STAGE_BYTES = 2176  # of a unit: codes and scales (decode_linear.cuh)
+HEAD_STAGE_BYTES = 1024  # 16 tokens x 64 inputs
 ROOM_BYTES = 4 * (32 + 8)  # block-wide reductions, and one factor per row (decode.cu)
 HEAD_WARPS, HEAD_STAGES = 8, 8
 ATTENTION_WARPS = 8  # a block looks at 16 keys per warp at a time
@@ -65,13 +66,17 @@ def plan_linear(device: Device, num_rows: int, num_pairs: int, num_inputs: int) 
     half = device.multiprocessor_bytes // 2 - 1024  # the driver keeps 1 KiB per block
     for batch in _batches(num_rows):
         for limit in (min(half, device.block_bytes), device.block_bytes):
+            found = []
             for stages in STAGES:
                 cut = functools.partial(_linear_bytes, num_warps, stages, batch, num_inputs)
                 num_blocks = _fewest_blocks(device, num_warps, num_pairs, cut, limit)
                 if num_blocks is not None:
-                    defines = {"BATCH": batch, "STAGES": stages}
-                    chunks = -(-num_rows // batch)
-                    return Plan(defines, num_blocks, chunks, num_warps, cut(num_pairs, num_blocks))
+                    found.append((num_blocks, -stages, cut(num_pairs, num_blocks)))
+            if found:
+                num_blocks, stages, shared_bytes = min(found)
+                defines = {"BATCH": batch, "STAGES": -stages, "MIN_BLOCKS": 2 if batch < 4 else 1}
+                chunks = -(-num_rows // batch)
+                return Plan(defines, num_blocks, chunks, num_warps, shared_bytes)
     raise KernelError(
         f"{num_inputs} inputs do not fit the {device.block_bytes} bytes of shared memory of a block"
     )
@@ -105,7 +110,7 @@ def _linear_bytes(
 ) -> int:
     pairs = -(-num_pairs // num_blocks)
     slots = -(-pairs // 8) * 16
-    rows = batch * num_inputs * 2
+    rows = batch * (num_inputs * 2 + 16 + num_inputs // ROWS_GROUP * 4)
     sums = num_warps * batch * slots * 4
     return num_warps * stages * STAGE_BYTES + rows + ROOM_BYTES + sums
 
@@ -116,7 +121,7 @@ def plan_head(device: Device, num_rows: int, num_tokens: int, num_inputs: int) -
     if not 1 <= num_rows <= MAX_ROWS or num_inputs % 64:
         raise KernelError(f"{num_rows} rows of {num_inputs} inputs; 1 to {MAX_ROWS}, times 64")
     batch = _batches(num_rows)[0]
-    shared = HEAD_WARPS * HEAD_STAGES * UNIT_BYTES + batch * num_inputs * 2
+    shared = HEAD_WARPS * HEAD_STAGES * HEAD_STAGE_BYTES + batch * (num_inputs * 2 + 16)
     tiles = -(-num_tokens // 16)
     blocks = min(2 * device.num_multiprocessors, -(-tiles // (1 if tiles < 64 else HEAD_WARPS)))
     if shared > device.block_bytes:

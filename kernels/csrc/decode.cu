@@ -15,49 +15,52 @@
 
 // Shared memory, in this order; the host counts the same (decode_plan.py).
 struct Rooms {
-  u32 ring;
-  unsigned char *x;
-  float *sums, *reduction, *factors;
+  unsigned char *ring, *x;
+  float *group_sums, *reduction, *factors, *sums;
+  int row_bytes;
+
+  __device__ __forceinline__ Rooms(unsigned char *base, int num_inputs) {
+    row_bytes = num_inputs * 2 + 16;
+    ring = base;
+    x = ring + blockDim.x / WARP * STAGES * STAGE_BYTES;
+    group_sums = reinterpret_cast<float *>(x + BATCH * row_bytes);
+    reduction = group_sums + BATCH * (num_inputs / GROUP);
+    factors = reduction + 32;
+    sums = factors + 8;
+  }
 };
 
-__device__ __forceinline__ Rooms divide_shared(unsigned char *base, int num_inputs) {
-  const int num_warps = blockDim.x / WARP;
-  Rooms rooms;
-  rooms.ring = shared_address(base);
-  rooms.x = base + num_warps * STAGES * STAGE_BYTES;
-  rooms.reduction = reinterpret_cast<float *>(rooms.x + BATCH * num_inputs * 2);
-  rooms.factors = rooms.reduction + 32;
-  rooms.sums = rooms.factors + 8;
-  return rooms;
-}
-
-// What every linear has in common; `finish(pair within the share, m, first, second)` ends it.
-template <int PAIRING, bool NORMS, bool STARTS_NEXT_EARLY, class Finish>
-__device__ __forceinline__ void run_linear(Matrix w, int num_pairs, int step, int num_outputs, const __half *x,
-                                           const __half *norm_weight, float eps, int num_rows,
-                                           Finish finish) {
+// What every linear has in common; `finish(pair of the matrix, m, first, second)` ends it.
+template <bool NORMS, bool STARTS_NEXT_EARLY, class Finish>
+__device__ __forceinline__ void run_linear(Work work, int num_pairs, const __half *x, const __half *norm_weight,
+                                           float eps, int num_rows, Finish finish) {
   extern __shared__ __align__(128) unsigned char shared[];
   const int num_warps = blockDim.x / WARP, warp = threadIdx.x / WARP;
-  const int num_inputs = w.num_groups * GROUP;
-  const int first_row = blockIdx.y * BATCH;
+  const int num_inputs = work.num_groups * GROUP, first_row = blockIdx.y * BATCH;
   const int rows = min(BATCH, num_rows - first_row);
-  Rooms rooms = divide_shared(shared, num_inputs);
-  Share share;
-  share.first = int((long long)num_pairs * blockIdx.x / gridDim.x);
-  share.count = int((long long)num_pairs * (blockIdx.x + 1) / gridDim.x) - share.first;
-  Stream<PAIRING> stream;
-  stream.start(w, share, step, num_outputs, rooms.ring, warp, num_warps);
+  Rooms rooms(shared, num_inputs);
+  work.first = int((long long)num_pairs * blockIdx.x / gridDim.x);
+  work.count = int((long long)num_pairs * (blockIdx.x + 1) / gridDim.x) - work.first;
+  Groups groups(work.num_groups, warp, num_warps);
+  Loader loader;
   if (STARTS_NEXT_EARLY) let_next_kernel_start();
-  stream.fill();
+  loader.start(shared_address(rooms.ring) + warp * STAGES * STAGE_BYTES);
+  loader.begin(work, groups);
+#pragma unroll 1
+  for (int i = 0; i < STAGES; i++) loader.load(work, groups);
+  uint4 first_weight = make_uint4(0u, 0u, 0u, 0u);
+  if (NORMS) first_weight = first_norm_weight(norm_weight, num_inputs);
   wait_for_previous_kernel();
   if (!STARTS_NEXT_EARLY) let_next_kernel_start();
-  rows_to_shared<NORMS>(x + size_t(first_row) * num_inputs, norm_weight, eps, rows, num_inputs, rooms.x,
-                        rooms.reduction, rooms.factors);
-  stream.multiply(shared_address(rooms.x), num_inputs * 2, rooms.sums, warp);
+  rows_to_shared<NORMS>(x + size_t(first_row) * num_inputs, norm_weight, first_weight, eps, rows, num_inputs, rooms.x,
+                        rooms.row_bytes, rooms.group_sums, rooms.reduction, rooms.factors);
+  int stage = 0;
+  Rows shared_rows = {shared_address(rooms.x), u32(rooms.row_bytes), shared_address(rooms.group_sums)};
+  multiply_units(work, groups, loader, stage, shared_rows, rooms.sums, [&]() { loader.load(work, groups); });
   __syncthreads();
-  const int slots = share.tiles() * 16;
-  for (int i = threadIdx.x; i < share.count * rows; i += blockDim.x) {
-    int pair = i % share.count, m = i / share.count;
+  const int slots = work.tiles() * 16;
+  for (int i = threadIdx.x; i < work.count * rows; i += blockDim.x) {
+    int pair = i % work.count, m = i / work.count;
     int slot = pair / 8 * 16 + pair % 8;
     float first = add_warps(rooms.sums, slots, slot, m, num_warps);
     float second = add_warps(rooms.sums, slots, slot + 8, m, num_warps);
@@ -65,21 +68,26 @@ __device__ __forceinline__ void run_linear(Matrix w, int num_pairs, int step, in
     first *= rooms.factors[m];
     second *= rooms.factors[m];
 #endif
-    finish(share.first + pair, first_row + m, first, second);
+    finish(work.first + pair, first_row + m, first, second);
   }
+}
+
+__device__ __forceinline__ Work make_work(const unsigned char *codes, const unsigned char *scale_zero, int num_groups,
+                                          Pairing pairing, int step, int num_outputs) {
+  return Work{codes, scale_zero, num_groups, pairing, step, num_outputs, 0, 0};
 }
 
 // y = W x + bias, or + residual (M, N); either may be null
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-linear(const u32 *codes, const u32 *scale_zero, const __half *x /* (M, K) */, const __half *bias /* (N) */,
+linear(const unsigned char *codes, const unsigned char *scale_zero, const __half *x /* (M, K) */, const __half *bias /* (N) */,
        const __half *residual, __half *y /* (M, N) */, int num_rows, int num_outputs, int num_groups) {
-  Matrix w = {codes, scale_zero, num_groups};
   const int num_pairs = (num_outputs + 15) / 16 * 8;
-  run_linear<APART_8, false, true>(
-      w, num_pairs, 0, num_outputs, x, nullptr, 0.f, num_rows, [&](int pair, int m, float first, float second) {
+  Work work = make_work(codes, scale_zero, num_groups, APART_8, 0, num_outputs);
+  run_linear<false, true>(
+      work, num_pairs, x, nullptr, 0.f, num_rows, [&](int pair, int m, float first, float second) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          int n = output_of<APART_8>(pair, half, 0);
+          int n = work.output(pair, half);
           if (n >= num_outputs) continue;
           float v = half ? second : first;
           if (bias) v += __half2float(bias[n]);
@@ -91,12 +99,12 @@ linear(const u32 *codes, const u32 *scale_zero, const __half *x /* (M, K) */, co
 
 // y = silu(gate) * up of the normed rows; W holds all gate rows, then all up rows
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-gate_up(const u32 *codes, const u32 *scale_zero, const __half *hidden /* (M, K) */,
+gate_up(const unsigned char *codes, const unsigned char *scale_zero, const __half *hidden /* (M, K) */,
         const __half *norm_weight /* (K) */, __half *y /* (M, I) */, float eps, int num_rows, int intermediate,
         int num_groups) {
-  Matrix w = {codes, scale_zero, num_groups};
-  run_linear<APART_HALF_MATRIX, true, true>(
-      w, intermediate, intermediate, 2 * intermediate, hidden, norm_weight, eps, num_rows,
+  Work work = make_work(codes, scale_zero, num_groups, APART_HALF_MATRIX, intermediate, 2 * intermediate);
+  run_linear<true, true>(
+      work, intermediate, hidden, norm_weight, eps, num_rows,
       [&](int pair, int m, float gate, float up) {
         y[size_t(m) * intermediate + pair] = __float2half(gate / (1.f + __expf(-gate)) * up);
       });
@@ -104,15 +112,15 @@ gate_up(const u32 *codes, const u32 *scale_zero, const __half *hidden /* (M, K) 
 
 // q of the normed rows, rotated; k, rotated, and v go into the cache. W holds q, then k, then v.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
-qkv_rope(const u32 *codes, const u32 *scale_zero, const __half *hidden /* (M, K) */,
+qkv_rope(const unsigned char *codes, const unsigned char *scale_zero, const __half *hidden /* (M, K) */,
          const __half *norm_weight /* (K) */, const __half *bias /* (N) or null */,
          const float *cos_sin /* (S, d): d / 2 cosines, d / 2 sines */, const int *positions, const int *slots,
          __half *query /* (M, H, d) */, __half *k_cache /* (Hkv, S, d) */, __half *v_cache, float eps,
          int num_rows, int num_heads, int num_kv_heads, int head_dim, int cache_length, int num_groups) {
-  Matrix w = {codes, scale_zero, num_groups};
   const int half_dim = head_dim / 2, total_heads = num_heads + 2 * num_kv_heads;
-  run_linear<APART_HALF_HEAD, true, false>(
-      w, total_heads * half_dim, half_dim, total_heads * head_dim, hidden, norm_weight, eps, num_rows,
+  Work work = make_work(codes, scale_zero, num_groups, APART_HALF_HEAD, half_dim, total_heads * head_dim);
+  run_linear<true, false>(
+      work, total_heads * half_dim, hidden, norm_weight, eps, num_rows,
       [&](int pair, int m, float first, float second) {
         int head = pair / half_dim, i = pair % half_dim;
         if (bias) {

@@ -78,11 +78,13 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
     commit_copies();
   };
   for (int i = 0; i < HEAD_STAGES; i++) load();
+  const uint4 first_weight = first_norm_weight(norm_weight, width);
   if (!allowed) wait_for_previous_kernel();
   let_next_kernel_start();
-  rows_to_shared<true>(hidden, norm_weight, eps, num_rows, width, x_room, room, factors);
+  rows_to_shared<true>(hidden, norm_weight, first_weight, eps, num_rows, width, x_room, width * 2 + 16, nullptr, room,
+                       factors);
 
-  const u32 x = shared_address(x_room) + (g < BATCH ? g : 0) * width * 2 + t * 32;
+  const u32 x = shared_address(x_room) + (g < BATCH ? g : 0) * (width * 2 + 16) + t * 32;
   u64 top[2] = {0, 0};
   int stage = 0;
   for (int tile = first_tile; tile < num_tiles; tile += stride) {
@@ -92,11 +94,8 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
       wait_copies<HEAD_STAGES - 1>();
       u32 slot = ring + stage * UNIT_BYTES + lane * 16;
       uint4 a = load_shared16(slot), b = load_shared16(slot + WARP * 16);
-      uint4 v = make_uint4(0u, 0u, 0u, 0u), w = v;
-      if (g < BATCH) {
-        v = load_shared16(x + unit * (UNIT_INPUTS * 2));
-        w = load_shared16(x + unit * (UNIT_INPUTS * 2) + 16);
-      }
+      // Columns past the last row of x are never read: any row does for them.
+      uint4 v = load_shared16(x + unit * (UNIT_INPUTS * 2)), w = load_shared16(x + unit * (UNIT_INPUTS * 2) + 16);
       u32 first[2], second[2];
       unpack_bytes(first, a.x), unpack_bytes(second, b.x);
       multiply_16x8x16(sum, first[0], second[0], first[1], second[1], v.x, v.y);

@@ -7,7 +7,8 @@
 #define BATCH 1
 #endif
 
-constexpr float LARGEST_HALF_INPUT = 32.f;  // 128 products of 15 * 32 stay below 65504
+// Of |x|, for sums of 128 products in float16: 128 * 15 * 32 = 61440 stays below 65504.
+constexpr float LARGEST_HALF_INPUT = 32.f;
 
 // 8 halves -> their sum of squares
 __device__ __forceinline__ float sum_squares(uint4 v) {
@@ -61,49 +62,68 @@ __device__ __forceinline__ float over_block(float v, float *room) {
   return v;
 }
 
-// M rows of K halves in device memory -> shared memory, as they are or normed:
-// half(row * rsqrt(mean(row^2) + eps)) * weight. Rows past M become zeros. Ends with a barrier.
-// VECTORS: how many 16-byte pieces a thread may keep in registers between the two passes.
-// factors (BATCH): what the products have to be multiplied by afterwards, for float16 sums.
-template <bool NORMS, int VECTORS = 2>
-__device__ __forceinline__ void rows_to_shared(const __half *rows, const __half *norm_weight, float eps,
-                                               int num_rows, int num_inputs, unsigned char *shared,
-                                               float *room, float *factors) {
-  const int vectors = num_inputs / 8, row_bytes = num_inputs * 2;
+// The sum of the 8 halves of each of 16 neighbouring lanes.
+__device__ __forceinline__ float sum_over_group(uint4 v) {
+  float2 a = unpack_halves(v.x), b = unpack_halves(v.y), c = unpack_halves(v.z), d = unpack_halves(v.w);
+  float total = a.x + a.y + b.x + b.y + c.x + c.y + d.x + d.y;
+#pragma unroll
+  for (int offset = 8; offset; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
+  return total;
+}
+
+// Part of the norm's weight, asked for before the rows can be read.
+__device__ __forceinline__ uint4 first_norm_weight(const __half *norm_weight, int num_inputs) {
+  if (int(threadIdx.x) >= num_inputs / 8) return make_uint4(0u, 0u, 0u, 0u);
+  return __ldg(reinterpret_cast<const uint4 *>(norm_weight) + threadIdx.x);
+}
+
+// M rows of K halves in device memory -> BATCH rows of `row_bytes` in shared memory, as they are or
+// normed: half(row * rsqrt(mean(row^2) + eps)) * weight; rows past M become zeros. group_sums, if
+// asked for: of each 128 values, [group][row]. room: 33 floats. Ends with a barrier.
+// factors (BATCH): what products have to be multiplied by, where float16 sums shrink the rows.
+template <bool NORMS>
+__device__ __forceinline__ void rows_to_shared(const __half *rows, const __half *norm_weight, uint4 first_weight,
+                                               float eps, int num_rows, int num_inputs, unsigned char *shared,
+                                               int row_bytes, float *group_sums, float *room, float *factors) {
+  const int vectors = num_inputs / 8;
 #pragma unroll 1
   for (int m = 0; m < BATCH; m++) {
     uint4 *target = reinterpret_cast<uint4 *>(shared + m * row_bytes);
-    if (m >= num_rows) {
-      for (int i = threadIdx.x; i < vectors; i += blockDim.x) target[i] = make_uint4(0u, 0u, 0u, 0u);
-      continue;
-    }
     const uint4 *source = reinterpret_cast<const uint4 *>(rows) + size_t(m) * vectors;
-    float squares = 0.f;
+    const int count = m < num_rows ? vectors : 0;  // past the last row: zeros
+    const uint4 none = make_uint4(0u, 0u, 0u, 0u);
+    float factor = 1.f;
     [[maybe_unused]] float largest_input = 0.f;
     if (NORMS) {
+      float squares = 0.f;
       for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-        uint4 v = load_fresh16(source + i);
+        uint4 v = i < count ? load_fresh16(source + i) : none;
         squares += sum_squares(v);
         target[i] = v;  // each thread reads back its own
       }
-      float factor = rsqrtf(over_block<true>(squares, room) / num_inputs + eps);
-      for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-        uint4 weight = reinterpret_cast<const uint4 *>(norm_weight)[i];
-        uint4 v = multiply8(scale_halves8(target[i], factor), weight);
-        target[i] = v;
-#ifdef ACCUMULATE_FP16
-        largest_input = fmaxf(largest_input, largest(v));
-#endif
-      }
-    } else {
+      factor = rsqrtf(over_block<true>(squares, room) / num_inputs + eps);
+    }
 #pragma unroll 4
-      for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-        uint4 v = load_fresh16(source + i);
+    for (int first = 0; first < vectors; first += blockDim.x) {  // whole warps: they add up below
+      const int i = first + threadIdx.x;
+      uint4 v = none;
+      if (i < vectors) {
+        if (NORMS) {
+          uint4 weight = first ? reinterpret_cast<const uint4 *>(norm_weight)[i] : first_weight;
+          v = multiply8(scale_halves8(target[i], factor), weight);
+        } else if (i < count) {
+          v = load_fresh16(source + i);
+        }
         target[i] = v;
-#ifdef ACCUMULATE_FP16
-        largest_input = fmaxf(largest_input, largest(v));
-#endif
       }
+#ifdef ACCUMULATE_FP16
+      largest_input = fmaxf(largest_input, largest(v));
+#else
+      if (group_sums) {
+        float sum = sum_over_group(v);
+        if (threadIdx.x % 16 == 0 && i < vectors) group_sums[i / 16 * BATCH + m] = sum;
+      }
+#endif
     }
 #ifdef ACCUMULATE_FP16
     largest_input = over_block<false>(largest_input, room);
