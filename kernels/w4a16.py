@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.kernels import build, reference
+from nvila_ros.kernels import build, cpu_int4, reference
 from nvila_ros.kernels.packing import (
     CODES_PER_WORD,
     ROWS_GROUP,
@@ -29,7 +29,8 @@ class W4A16Linear(nn.Module):
     Buffers: qweight (N, K / 8) int32, zeros (N, G) uint8, scales (N, G) float; `bias` (N,) or None.
     In fp16 on a GPU the int4 kernels multiply, which put the words of `qweight` into their own
     order in place: read the weight through `int4_weight` or `state_dict`, which put it back.
-    Elsewhere the dense weight exists for the time of one `forward`.
+    On a CPU, without gradients, `cpu_int4` keeps what is fastest there; elsewhere the dense weight
+    exists for the time of one `forward`.
     """
 
     qweight: Tensor
@@ -50,6 +51,7 @@ class W4A16Linear(nn.Module):
         self.register_buffer("scales", torch.zeros(out_features, num_groups, dtype=torch.float16))
         self.register_buffer("scale_zero", None, persistent=False)  # of RowsInt4, once on a GPU
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self._prepared: tuple[Any, cpu_int4.CpuInt4] | None = None
 
     @property
     def int4_weight(self) -> Int4Weight:
@@ -69,6 +71,8 @@ class W4A16Linear(nn.Module):
         if self._has_kernel(inputs):
             rows = inputs.reshape(-1, self.in_features)
             return w4a16_matmul(rows, self._rows(), self.bias).unflatten(0, inputs.shape[:-1])
+        if inputs.device.type == "cpu" and not torch.is_grad_enabled():
+            return cpu_int4.linear(inputs, self._on_cpu(inputs.dtype), self.bias)
         weight = self.int4_weight
         return reference.w4a16(inputs, weight.qweight, weight.zeros, weight.scales, self.bias)
 
@@ -82,6 +86,14 @@ class W4A16Linear(nn.Module):
             _warn_of_groups(self.group_size)
         return self.group_size == ROWS_GROUP
 
+    def _on_cpu(self, dtype: torch.dtype) -> cpu_int4.CpuInt4:
+        """The weight ready for a CPU, made once for each dtype and set of buffers."""
+        places = tuple(part.data_ptr() for part in (self.qweight, self.zeros, self.scales))
+        key = (dtype, self.scales.dtype, places)
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = (key, cpu_int4.prepare(self.int4_weight, dtype))
+        return self._prepared[1]
+
     def _rows(self) -> RowsInt4:
         if self.scale_zero is None or self.scale_zero.dtype != torch.float16:
             rows = to_rows(self.int4_weight)
@@ -93,6 +105,7 @@ class W4A16Linear(nn.Module):
         destination[f"{prefix}qweight"] = self.int4_weight.qweight
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._prepared = None
         if self.scale_zero is not None:
             self.qweight, self.scale_zero = self.int4_weight.qweight, None
         super()._load_from_state_dict(*arguments, **options)

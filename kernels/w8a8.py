@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.kernels import build, reference, vision_rows
+from nvila_ros.kernels import build, cpu_int8, reference, vision_rows
 
 
 class W8A8Linear(nn.Module):
@@ -116,6 +116,8 @@ def is_hopper(device: torch.device) -> bool:
 
 def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(..., K) float -> codes (..., K) int8, scales (...) float32; see the twin."""
+    if inputs.device.type == "cpu":
+        return cpu_int8.quantize_per_token(inputs)
     if not (_is_fast(inputs) and vision_rows.is_supported(inputs.shape[-1])):
         return reference.quantize_per_token(inputs)
     rows = inputs.reshape(-1, inputs.shape[-1])
@@ -143,27 +145,10 @@ def w8a8_matmul(
             codes.contiguous(), weight, weight_scale, shift.half(), residual=added is not None
         )
         return bound.launch(scales.contiguous(), out, added)
-    if codes.device.type != "cpu" or not _cpu_int_mm_is_exact():
-        return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
-    outputs = torch._int_mm(codes, weight.t()).float()
-    outputs.mul_(scales[:, None]).mul_(weight_scale)
-    if bias is not None:
-        outputs.add_(bias)
-    if residual is not None:
-        outputs.add_(residual)
-    return outputs.to(dtype)
+    if codes.device.type == "cpu":
+        return cpu_int8.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
+    return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
 
 
 def _is_fast(inputs: Tensor) -> bool:
     return inputs.dtype == torch.float16 and inputs.numel() > 0 and build.is_fast(inputs)
-
-
-@functools.cache
-def _cpu_int_mm_is_exact() -> bool:
-    """False where this processor's int8 product saturates at 16 bits, as x86 without VNNI may."""
-    ones = torch.full((16, 256), reference.INT8_LIMIT, dtype=torch.int8)
-    for sign in (1, -1):
-        product = torch._int_mm(ones, (sign * ones).t())
-        if not bool((product == sign * 256 * reference.INT8_LIMIT**2).all()):
-            return False
-    return True
