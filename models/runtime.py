@@ -124,16 +124,22 @@ class Engine:
         """Places of the cache."""
         return self._cache.max_tokens
 
-    @torch.inference_mode()
     def warm_up(self) -> None:
         """Compiles kernels and captures the graphs of one frame, of all frames, and of a step."""
+        self.warm_up_decoder()
+        self.warm_up_vision()
+
+    @torch.inference_mode()
+    def warm_up_vision(self) -> None:
+        """Off CUDA there is nothing to do."""
         vision = self.config.vision
         shape = (vision.num_channels, vision.image_size, vision.image_size)
         for count in dict.fromkeys((1, self.max_frames)):
-            pixels = torch.zeros(count, *shape, device=self.device, dtype=self.dtype)
-            if self.device.type == "cuda":
-                self._encode(pixels)
-            self._encode.prepare(pixels)
+            self._encode.prepare(torch.zeros(count, *shape, device=self.device, dtype=self.dtype))
+
+    @torch.inference_mode()
+    def warm_up_decoder(self) -> None:
+        """Forgets what the cache holds."""
         self._decoder.prepare()
         if self.device.type == "cuda":
             for count in (*WARM_UP_ROWS, num_prompt_tokens(self.config, self.max_frames)):

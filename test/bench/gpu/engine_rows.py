@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from decision import Drive, action_trie
 from floors import FLOORS, TARGETS
-from shapes import forget, random_engine
+from shapes import random_engine
 from timing import events_ms, process_memory_bytes, wall_ms
 
 from nvila_ros.models.preprocess import frame_pixels
@@ -31,44 +31,52 @@ Part = Callable[[Engine], dict[str, Any]]
 
 def lite8b(device: torch.device) -> dict[str, Any]:
     """NVILA-Lite-8B: everything, and the navigation decision."""
-    return _measure("lite8b", device, (vision, prefill, decode, decide, memory))
+    return _measure("lite8b", device, (prefill, decode), (vision, decide, memory))
+
+
+def lite8b_fp16_tower(device: torch.device) -> dict[str, Any]:
+    """The same with the tower of a checkpoint whose vision is not quantized."""
+    return _measure("lite8b", device, (), (vision, decide, memory), is_int8_tower=False)
 
 
 def two_by_two(device: torch.device) -> dict[str, Any]:
     """NVILA-8B: 256 tokens a frame."""
-    return _measure("8b", device, (vision, decode, decide, memory), max_tokens=2304)
+    return _measure("8b", device, (decode,), (decide, memory), max_tokens=2304)
 
 
 def lite2b(device: torch.device) -> dict[str, Any]:
     """NVILA-Lite-2B."""
-    return _measure("lite2b", device, (prefill, decode, decide, memory))
+    return _measure("lite2b", device, (prefill, decode), (decide, memory))
 
 
 def llama8b(device: torch.device) -> dict[str, Any]:
     """NaVILA's Llama-3-8B."""
-    return _measure("llama8b", device, (prefill, decode, memory))
+    return _measure("llama8b", device, (prefill, decode), (memory,))
 
 
 def fifteen(device: torch.device) -> dict[str, Any]:
     """NVILA-15B."""
-    return _measure("15b", device, (prefill, decode, memory))
+    return _measure("15b", device, (prefill, decode), (memory,))
 
 
 def _measure(
-    name: str, device: torch.device, parts: tuple[Part, ...], max_tokens: int = 1536
+    name: str,
+    device: torch.device,
+    of_decoder: tuple[Part, ...],
+    of_all: tuple[Part, ...],
+    max_tokens: int = 1536,
+    is_int8_tower: bool = True,
 ) -> dict[str, Any]:
     """An engine's parts one after the other; one that fails leaves its reason."""
-    forget()
+    row: dict[str, Any] = {}
     begin_s = time.perf_counter()
-    engine = random_engine(name, device, max_tokens)
+    engine = random_engine(name, device, max_tokens, is_int8_tower=is_int8_tower)
     torch.cuda.synchronize()
-    made_s = time.perf_counter()
-    engine.warm_up()
-    torch.cuda.synchronize()
-    row: dict[str, Any] = {
-        "made_s": made_s - begin_s, "warm_up_s": time.perf_counter() - made_s
-    }  # fmt: skip
-    for part in parts:
+    row["made_s"] = time.perf_counter() - begin_s
+    stages: tuple[Callable[[Engine], Any], ...] = (
+        warm_up_decoder, *of_decoder, warm_up_vision, *of_all
+    )  # fmt: skip
+    for part in stages:
         try:
             with torch.inference_mode():
                 row |= part(engine)
@@ -76,6 +84,22 @@ def _measure(
             traceback.print_exc()
             row[f"{part.__name__}_error"] = traceback.format_exc(limit=-3)
     return row
+
+
+def warm_up_decoder(engine: Engine) -> dict[str, float]:
+    """Kernels of all numbers of rows, the graph of a step."""
+    begin_s = time.perf_counter()
+    engine.warm_up_decoder()
+    torch.cuda.synchronize()
+    return {"warm_up_decoder_s": time.perf_counter() - begin_s}
+
+
+def warm_up_vision(engine: Engine) -> dict[str, float]:
+    """Graphs of one and of all frames."""
+    begin_s = time.perf_counter()
+    engine.warm_up_vision()
+    torch.cuda.synchronize()
+    return {"warm_up_vision_s": time.perf_counter() - begin_s}
 
 
 def vision(engine: Engine) -> dict[str, float]:

@@ -169,13 +169,19 @@ def random_engine(
     device: torch.device,
     max_tokens: int = 1536,
     max_frames: int = 8,
-    config: NvilaConfig | None = None,
+    is_int8_tower: bool = True,
 ) -> Engine:
-    """An engine of a released size: int4 decoder, int8 tower and head."""
-    config = config or config_of(name)
+    """An engine of a released size, not warmed up: int4 decoder, int8 tower and head."""
+    config = config_of(name)
     with torch.inference_mode():
         model = random_model(config, device, torch.float16, ("vision_tower", "mm_projector"))
-        quantize_tower(model.vision_tower)
+        if is_int8_tower:
+            quantize_tower(model.vision_tower)
+        other_bytes = sum(
+            tensor.nbytes
+            for part in (model.vision_tower, model.mm_projector)
+            for tensor in (*part.parameters(), *part.buffers())
+        )
         encode, tiles = make_encoder(model, max_frames)
         engine = Engine(
             config,
@@ -186,6 +192,7 @@ def random_engine(
             newline_token_ids=model.newline_token_ids,
             max_tokens=max_tokens,
             max_frames=max_frames,
+            other_bytes=other_bytes,
         )
     return engine
 
@@ -193,6 +200,6 @@ def random_engine(
 def forget() -> None:
     """Gives the memory of dropped networks back to the device."""
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
