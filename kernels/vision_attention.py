@@ -18,9 +18,26 @@ TILE = 128  # queries, and keys, of a tile
 HIGH, LOW = 64, 16  # columns of a head that one box holds, and the other
 STAGES = 3  # blocks of keys in flight
 BLOCK_BYTES = TILE * (HIGH + LOW) * 2
-SHARED_BYTES = (1 + 2 * STAGES) * BLOCK_BYTES + 2048
+WIDE_VALUES = 0  # 1: the second box of values is as wide as the first, one product instead of two
 THREADS = 384
 LOG2_E = 1.4426950408889634
+
+
+def shared_bytes(wide_values: int) -> int:
+    """Queries, the rings of keys and values, barriers, room to align."""
+    values = 2 * TILE * HIGH * 2 if wide_values else BLOCK_BYTES
+    return BLOCK_BYTES + STAGES * (BLOCK_BYTES + values) + 2048
+
+
+def defines(tokens: int, width: int) -> dict[str, int]:
+    """The source's defines."""
+    return {
+        "WIDTH": width,
+        "STAGES": STAGES,
+        "TAKE_TURNS": 1,
+        "WIDE_VALUES": WIDE_VALUES,
+        "HAS_TAIL": int(tokens % TILE != 0),
+    }
 
 
 class FrameAttention:
@@ -38,8 +55,8 @@ class FrameAttention:
     def _choose(self):  # type: ignore[no-untyped-def]
         device = self.qkv.device
         if torch.cuda.get_device_capability(device) == HOPPER and self.width == 72:
-            defines = {"WIDTH": self.width, "STAGES": STAGES, "TAKE_TURNS": 1}
-            self._kernel = build.load(SOURCE, defines, device.index).kernel("vision_attention")
+            options = defines(self.tokens, self.width)
+            self._kernel = build.load(SOURCE, options, device.index).kernel("vision_attention")
             heads = self.qkv.view(self.frames, self.tokens, 3 * self.num_heads, self.width)
             self._high = driver.tensor_map(heads, (1, TILE, 1, HIGH), 128)
             self._low = driver.tensor_map(heads, (1, TILE, 1, LOW), 32)
@@ -55,7 +72,7 @@ class FrameAttention:
             grid=(blocks,),
             block=(THREADS,),
             args=[self._high, self._low, self.out, scale, *shape],
-            shared_bytes=SHARED_BYTES,
+            shared_bytes=shared_bytes(WIDE_VALUES),
             programmatic=programmatic,
         )
 

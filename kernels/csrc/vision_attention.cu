@@ -6,7 +6,8 @@
 // One producer warp; two consumer warpgroups of 64 queries each, which go through the keys in blocks
 // of 128. While a group's products of one block run, it takes the softmax of the next.
 //
-// Defines: WIDTH (of a head), STAGES (blocks of keys in flight), TAKE_TURNS.
+// Defines: WIDTH (of a head), STAGES (blocks of keys in flight), TAKE_TURNS, WIDE_VALUES, HAS_TAIL (the
+// number of tokens is no multiple of 128).
 #include "hopper.cuh"
 #include "vision_wgmma.cuh"
 
@@ -16,8 +17,10 @@ constexpr int QUERIES = 128, KEYS = 128;  // of a tile
 constexpr int HIGH = 64, LOW = 16;        // columns of a head: the first box, the second box
 constexpr int HIGH_BYTES = KEYS * HIGH * 2, LOW_BYTES = KEYS * LOW * 2;
 constexpr int BLOCK_BYTES = HIGH_BYTES + LOW_BYTES;
+constexpr int VALUE_LOW_BYTES = WIDE_VALUES ? HIGH_BYTES : LOW_BYTES;  // wide: a second box of 64
+constexpr int VALUE_BYTES = HIGH_BYTES + VALUE_LOW_BYTES;
 constexpr int SCORES = KEYS / 2;           // a thread's scores of a block
-constexpr int LOW_SUMS = (WIDTH - HIGH) / 2;  // a thread's sums over the second part
+constexpr int SUMS = WIDTH / 2;             // a thread's sums over values
 #define MINUS_INFINITY __int_as_float(0xff800000)
 static_assert(WIDTH == 72, "a head is 64 + 8 columns");
 static_assert(QUERIES == KEYS, "queries and keys share their boxes");
@@ -33,7 +36,7 @@ struct Tail {
 };
 
 struct Ring {
-    unsigned query, keys, values;  // shared memory: BLOCK_BYTES, STAGES times as much, as much
+    unsigned query, keys, values;  // in shared memory: a block, STAGES blocks, STAGES blocks
 };
 
 struct Turn {
@@ -55,9 +58,9 @@ __device__ __forceinline__ int count_tiles(Shape shape) {
 }
 
 __device__ __forceinline__ void load_block(
-    unsigned target, const TensorMap* high, const TensorMap* low, unsigned full, int head, int row,
-    int frame) {
-    barrier_expect(full, BLOCK_BYTES);
+    unsigned target, const TensorMap* high, const TensorMap* low, unsigned full, int bytes, int head,
+    int row, int frame) {
+    barrier_expect(full, bytes);
     copy_box(target, high, full, 0, head, row, frame);
     copy_box(target + HIGH_BYTES, low, full, HIGH, head, row, frame);
 }
@@ -71,15 +74,17 @@ __device__ __forceinline__ void produce(
         int frame, head, row;
         locate(tile, shape, frame, head, row);
         barrier_wait(shared_address(&tail.query_empty), query_phase ^ 1);
-        load_block(ring.query, high, low, shared_address(&tail.query_full), head, row, frame);
+        load_block(ring.query, high, low, shared_address(&tail.query_full), BLOCK_BYTES, head, row,
+                   frame);
         query_phase ^= 1;
         for (int block = 0; block < blocks; ++block) {
-            const unsigned offset = turn.stage * BLOCK_BYTES;
             barrier_wait(shared_address(&tail.key_empty[turn.stage]), turn.phase ^ 1);
-            load_block(ring.keys + offset, high, low, shared_address(&tail.key_full[turn.stage]),
-                       shape.heads + head, block * KEYS, frame);
+            load_block(ring.keys + turn.stage * BLOCK_BYTES, high, low,
+                       shared_address(&tail.key_full[turn.stage]), BLOCK_BYTES, shape.heads + head,
+                       block * KEYS, frame);
             barrier_wait(shared_address(&tail.value_empty[turn.stage]), turn.phase ^ 1);
-            load_block(ring.values + offset, high, low, shared_address(&tail.value_full[turn.stage]),
+            load_block(ring.values + turn.stage * VALUE_BYTES, high, WIDE_VALUES ? high : low,
+                       shared_address(&tail.value_full[turn.stage]), VALUE_BYTES,
                        2 * shape.heads + head, block * KEYS, frame);
             turn.next();
         }
@@ -108,15 +113,20 @@ __device__ __forceinline__ void multiply_keys(
 }
 
 __device__ __forceinline__ void multiply_values(
-    float (&high_sums)[HIGH / 2], float (&low_sums)[LOW_SUMS], const unsigned (&weights)[KEYS / 16][4],
-    unsigned values, int accumulate) {
-    const unsigned long long high = tile_descriptor<128>(values);
+    float (&sums)[SUMS], const unsigned (&weights)[KEYS / 16][4], unsigned values, int accumulate) {
+    const unsigned long long high = tile_descriptor<128>(values, HIGH_BYTES);
     const unsigned long long low = tile_descriptor<32>(values + HIGH_BYTES);
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
         const int keep = accumulate || step > 0;
-        HalfWgmma<HIGH, 1>::multiply(high_sums, weights[step], high + step * (16 * 128 >> 4), keep);
-        HalfWgmma<2 * LOW_SUMS, 1>::multiply(low_sums, weights[step], low + step * (16 * 32 >> 4), keep);
+        const unsigned long long high_step = high + step * (16 * 128 >> 4);
+        if (WIDE_VALUES) {
+            HalfWgmma<WIDTH, 1>::multiply(sums, weights[step], high_step, keep);
+        } else {
+            HalfWgmma<HIGH, 1>::multiply(sums, weights[step], high_step, keep);
+            HalfWgmma<WIDTH - HIGH, 1>::multiply(
+                sums + HIGH / 2, weights[step], low + step * (16 * 32 >> 4), keep);
+        }
     }
 }
 
@@ -131,7 +141,7 @@ struct Softmax {
     // Scores -> weights in place; `shrink` is what earlier sums have to be multiplied by.
     __device__ __forceinline__ void take(
         float (&scores)[SCORES], float (&shrink)[2], float scale, int inside, int lane) {
-        if (inside < KEYS) {
+        if (HAS_TAIL && inside < KEYS) {
 #pragma unroll
             for (int i = 0; i < SCORES; ++i) {
                 if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= inside) scores[i] = MINUS_INFINITY;
@@ -149,18 +159,23 @@ struct Softmax {
             const float now = fmaxf(best[half], largest * scale);
             shrink[half] = exp2f(best[half] - now);
             best[half] = now;
-            float sum = 0.f;
+            float sum[2] = {total[half] * shrink[half], 0.f};
 #pragma unroll
             for (int i = 0; i < SCORES; i += 4) {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     float& score = scores[i + 2 * half + e];
                     asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(score) : "f"(score * scale - now));
-                    sum += score;
+                    sum[e] += score;
                 }
             }
-            total[half] = total[half] * shrink[half] + sum;
+            total[half] = sum[0] + sum[1];
         }
+    }
+
+    // Never branches away, but the compiler can't know: what comes next stays behind the softmax.
+    __device__ __forceinline__ void finish() const {
+        if (total[0] + total[1] < 0.f) asm volatile("nanosleep.u32 0;\n" ::: "memory");
     }
 
     __device__ __forceinline__ float share(int half) const {
@@ -213,7 +228,7 @@ __device__ __forceinline__ void consume(
         int frame, head, row;
         locate(tile, shape, frame, head, row);
         unsigned query[5][4], weights[KEYS / 16][4];
-        float scores[SCORES], high_sums[HIGH / 2], low_sums[LOW_SUMS], shrink[2];
+        float scores[SCORES], sums[SUMS], shrink[2];
         Softmax softmax;
         softmax.start();
         barrier_wait(shared_address(&tail.query_full), query_phase);
@@ -239,25 +254,23 @@ __device__ __forceinline__ void consume(
             multiply_keys(scores, query, ring.keys + key_turn.stage * BLOCK_BYTES);
             wgmma_commit();
             barrier_wait(shared_address(&tail.value_full[value_turn.stage]), value_turn.phase);
-            multiply_values(high_sums, low_sums, weights,
-                            ring.values + value_turn.stage * BLOCK_BYTES, block > 1);
+            multiply_values(sums, weights, ring.values + value_turn.stage * VALUE_BYTES, block > 1);
             wgmma_commit();
             if (TAKE_TURNS) named_arrive(3 - group, 256);
             wgmma_wait<1>();
             release(tail.key_empty[key_turn.stage], lane);
             key_turn.next();
             softmax.take(scores, shrink, scale, shape.tokens - block * KEYS, lane);
+            softmax.finish();
             wgmma_wait<0>();
             release(tail.value_empty[value_turn.stage], lane);
             value_turn.next();
-            shrink_sums(high_sums, shrink);
-            shrink_sums(low_sums, shrink);
+            shrink_sums(sums, shrink);
             pack(weights, scores);
         }
         barrier_wait(shared_address(&tail.value_full[value_turn.stage]), value_turn.phase);
         wgmma_fence();
-        multiply_values(high_sums, low_sums, weights, ring.values + value_turn.stage * BLOCK_BYTES,
-                        blocks > 1);
+        multiply_values(sums, weights, ring.values + value_turn.stage * VALUE_BYTES, blocks > 1);
         wgmma_commit();
         wgmma_wait<0>();
         release(tail.value_empty[value_turn.stage], lane);
@@ -267,8 +280,7 @@ __device__ __forceinline__ void consume(
         const bool inside[2] = {token < shape.tokens, token + 8 < shape.tokens};
         const int stride = shape.heads * WIDTH;
         __half* rows = out + (static_cast<size_t>(frame) * shape.tokens + token) * stride + head * WIDTH;
-        store_sums(high_sums, rows, stride, share, inside, lane);
-        store_sums(low_sums, rows + HIGH, stride, share, inside, lane);
+        store_sums(sums, rows, stride, share, inside, lane);
     }
 }
 
@@ -281,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     extern __shared__ unsigned char shared[];
     const unsigned start = shared_address(shared), base = (start + 1023) & ~1023u;
     const Ring ring{base, base + BLOCK_BYTES, base + (1 + STAGES) * BLOCK_BYTES};
-    Tail& tail = *reinterpret_cast<Tail*>(shared + (base - start) + (1 + 2 * STAGES) * BLOCK_BYTES);
+    Tail& tail = *reinterpret_cast<Tail*>(shared + (base - start) + (1 + STAGES) * BLOCK_BYTES + STAGES * VALUE_BYTES);
     if (threadIdx.x == 0) {
         prefetch_map(&high_map);
         prefetch_map(&low_map);

@@ -221,6 +221,16 @@ __device__ __forceinline__ void load_columns(
     }
 }
 
+// A warpgroup waits for stages only while it is its turn: a barrier tells a stage's phase from the one
+// before, but not from the one two before, which the other warpgroup may not have seen yet.
+__device__ __forceinline__ void begin_turn() {
+    named_barrier(3 + static_cast<int>(threadIdx.x / 128 - 1), 256);
+}
+
+__device__ __forceinline__ void end_turn() {
+    named_arrive(4 - static_cast<int>(threadIdx.x / 128 - 1), 256);
+}
+
 // The products of one tile, N columns wide; `iteration` counts the stages since the start.
 template <int N>
 __device__ __forceinline__ void multiply_tile(
@@ -248,6 +258,7 @@ __device__ __forceinline__ void multiply_tile(
         }
         previous = stage;
     }
+    if (PINGPONG) end_turn();
     wgmma_wait<0>();
     if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
 }
@@ -260,12 +271,14 @@ __device__ __forceinline__ void consume(
     const int group_row = PINGPONG ? 0 : group * GROUP_ROWS;
     float2* columns = tail.columns[group];
     int iteration = PINGPONG ? group * steps_k : 0;
+    if (PINGPONG && group == 1) end_turn();  // the first turn is the other's
     for (Tiles tiles(shape, PINGPONG ? group : 0); !tiles.done();) {
         int row, column;
         tiles.locate(rank, row, column);
         named_barrier(1 + group, 128);  // the last tile's columns have been read
         load_columns(columns, column, thread, shape, epilogue);
         Sums sums;
+        if (PINGPONG) begin_turn();
         if (HAS_TAIL && tiles.is_tail) {
             multiply_tile<TAIL_N>(sums, ring, tail, iteration, steps_k, group_row, lane);
         } else {
