@@ -5,13 +5,14 @@ SEED ?=
 INSTRUCTION ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test lint format bench clean
+.PHONY: setup demo test lint format bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
@@ -33,6 +34,10 @@ format: setup
 
 bench: setup
 	@$(BIN)/python test/bench/run.py
+
+bench-gpu: setup
+	@$(BIN)/python test/bench/gpu/run.py $(BENCH_ARGS)
+	@$(BIN)/python test/bench/gpu/projection.py
 
 clean:
 	rm -rf .venv build install log demo .pytest_cache .ruff_cache .mypy_cache

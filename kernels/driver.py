@@ -20,6 +20,8 @@ _COOPERATIVE, _CLUSTER_DIMENSION, _PROGRAMMATIC = 2, 4, 6
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED_BYTES = 8
 _NUM_REGISTERS, _LOCAL_BYTES = 4, 3
+# CUdevice_attribute
+MULTIPROCESSORS, MULTIPROCESSOR_SHARED_BYTES, BLOCK_SHARED_BYTES = 16, 81, 97
 DEFAULT_SHARED_BYTES = 48 * 1024  # more has to be asked for, once per kernel
 # CUtensorMapDataType by torch's type
 _TENSOR_MAP_TYPES = {
@@ -83,6 +85,15 @@ def check(status: int, what: str) -> None:
         cuda().cuGetErrorString(status, ctypes.byref(text))
         reason = text.value.decode() if text.value else "unknown error"
         raise KernelError(f"{what}: CUDA error {status}, {reason}")
+
+
+def device_attribute(attribute: int, device: int) -> int:
+    """One of the numbers above, of the device that torch calls `device`."""
+    handle, value = ctypes.c_int(), ctypes.c_int()
+    check(cuda().cuDeviceGet(ctypes.byref(handle), device), "cuDeviceGet")
+    status = cuda().cuDeviceGetAttribute(ctypes.byref(value), attribute, handle)
+    check(status, f"device attribute {attribute}")
+    return value.value
 
 
 _context = threading.local()

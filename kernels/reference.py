@@ -172,3 +172,68 @@ def attention_rows(
     scores = query.float().transpose(0, 1) @ keys.transpose(1, 2) / width**0.5  # (H, M, T)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     return (weights @ values).transpose(0, 1).flatten(1).to(query.dtype)
+
+
+# Few rows of the decoder (decode). Letters as above; V tokens of the vocabulary, A allowed ones.
+
+
+def qkv_rope(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: RowsInt4,
+    bias: Tensor | None,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """(M, D) -> q (M, H, d) of the normed rows; rows of W are q | k | v. See `rope_cache`."""
+    num_kv_heads, _, width = k_cache.shape
+    num_heads = weight.num_outputs // width - 2 * num_kv_heads
+    qkv = w4a16_rows(rms_norm(hidden, norm_weight, eps), weight, bias)
+    return rope_cache(qkv, cos_sin, positions, slots, k_cache, v_cache, num_heads)
+
+
+def attention(query: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    """q (M, H, d) -> (M, H d); row m sees the keys [0, lengths[m]), and is 0 where that is none."""
+    num_keys = k_cache.shape[1]
+    mask = torch.arange(num_keys, device=query.device) < lengths[:, None]  # (M, S)
+    values = v_cache.masked_fill(~mask.any(0)[:, None], 0)  # never written: may hold anything
+    return attention_rows(query, k_cache, values, num_keys, mask).nan_to_num(0.0)
+
+
+def linear_residual(x: Tensor, weight: RowsInt4, residual: Tensor) -> Tensor:
+    """(M, K), (M, N) -> residual + x W^T."""
+    return w4a16_rows(x, weight, residual=residual)
+
+
+def gate_up(hidden: Tensor, norm_weight: Tensor, eps: float, weight: RowsInt4) -> Tensor:
+    """(M, D) -> (M, I): silu(gate) * up of the normed rows; W holds all gate rows, then all up."""
+    return silu_mul(w4a16_rows(rms_norm(hidden, norm_weight, eps), weight))
+
+
+def head_argmax(
+    hidden: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    head: tuple[Tensor, Tensor] | RowsInt4 | Tensor,
+    allowed: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """(M, D) -> the best token (M,) int32, and the scores (M, A) float32 of the allowed (A,) int32.
+
+    head: int8 rows (V, D) with scales (V,), int4 rows, or dense rows. Of equal scores the first.
+    """
+    normed = rms_norm(hidden, norm_weight, eps).float()
+    if isinstance(head, RowsInt4):
+        head = dense_rows(head)
+    rows, scales = head if isinstance(head, tuple) else (head, None)
+    if allowed is not None:
+        rows, scales = rows[allowed.long()], None if scales is None else scales[allowed.long()]
+    scores = normed @ rows.float().t()
+    scores = scores if scales is None else scores * scales
+    best = scores.argmax(-1)
+    if allowed is None:
+        return best.int(), None
+    return allowed[best].int(), scores

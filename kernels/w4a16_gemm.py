@@ -17,7 +17,12 @@ from torch import Tensor
 
 from nvila_ros.kernels import build, driver, reference
 from nvila_ros.kernels.packing import ROWS_GROUP, RowsInt4
-from nvila_ros.kernels.w4a16_gemm_plan import MmaPlan, hopper_plan, mma_plan
+from nvila_ros.kernels.w4a16_gemm_plan import (
+    MOST_PARTIAL_VALUES,
+    MmaPlan,
+    hopper_plan,
+    mma_plan,
+)
 
 Accumulate = Literal["auto", "fp16", "fp32"]
 _THREADS = {"hopper": 384, "mma": 256}
@@ -98,17 +103,19 @@ def _check(x: Tensor, weight: RowsInt4) -> None:
         )
 
 
-_scratch: dict[tuple[int, str], Tensor] = {}
+_scratch: dict[tuple[int, str], list[Tensor]] = {}
 
 
 def _buffer(name: str, device: torch.device, num_values: int, dtype: torch.dtype) -> Tensor:
-    """A kept buffer of at least that size, zero when new; products run one after the other."""
-    key = (device.index, name)
-    kept = _scratch.get(key)
-    if kept is None or kept.numel() < num_values:
+    """A kept buffer of at least that size, zero when new; products run one after the other.
+
+    One that became too small is kept as well: a captured graph may point into it.
+    """
+    kept = _scratch.setdefault((device.index, name), [])
+    if not kept or kept[-1].numel() < num_values:
         assert not torch.cuda.is_current_stream_capturing(), "run the product once before capture"
-        kept = _scratch[key] = torch.zeros(num_values, dtype=dtype, device=device)
-    return kept
+        kept.append(torch.zeros(num_values, dtype=dtype, device=device))
+    return kept[-1]
 
 
 def _launch_hopper(
@@ -122,15 +129,17 @@ def _launch_hopper(
 ) -> None:
     num_tokens, num_rows, num_groups = x.shape[0], weight.num_outputs, weight.scale_zero.shape[1]
     plan = hopper_plan(num_tokens, num_rows, num_groups, is_gate_up)
-    blocks = min(_num_multiprocessors(x.device.index), plan.num_tiles * num_groups)
-    partials = _buffer("partials", x.device, blocks * plan.partial_values, torch.float32)
+    clusters = _num_multiprocessors(x.device.index) // plan.cluster
+    blocks = min(clusters, plan.num_tiles * num_groups) * plan.cluster
+    most = _num_multiprocessors(x.device.index) * MOST_PARTIAL_VALUES
+    partials = _buffer("partials", x.device, most, torch.float32)
     flags = _buffer("flags", x.device, _MAX_FLAGS, torch.int32)
     module = build.load("w4a16_hopper.cu", plan.defines(), x.device.index)
     module.kernel("w4a16_hopper").launch(
         grid=(blocks,),
         block=(_THREADS["hopper"],),
         args=[
-            driver.tensor_map(x.contiguous(), (plan.tile_tokens, 64), swizzle=128),
+            driver.tensor_map(x.contiguous(), (plan.tile_tokens // plan.cluster, 64), swizzle=128),
             _weight_map(weight),
             weight.scale_zero,
             bias,
@@ -143,6 +152,7 @@ def _launch_hopper(
             num_groups,
         ],
         shared_bytes=plan.shared_bytes,
+        cluster=(plan.cluster,) if plan.cluster > 1 else None,
     )
 
 
@@ -176,12 +186,13 @@ def _launch_mma(
     x = x.contiguous()
     plan: MmaPlan = mma_plan(num_tokens, num_rows, num_groups, _num_multiprocessors(x.device.index))
     module = build.load("w4a16_mma.cu", plan.defines(is_half_sum=is_half_sum), x.device.index)
-    exponents = _buffer("exponents", x.device, num_tokens, torch.int32)
+    exponents = _buffer("exponents", x.device, max(num_tokens, 4096), torch.int32)
     if is_half_sum:
         module.kernel("w4a16_exponents").launch(
             grid=(num_tokens,), block=(128,), args=[x, exponents, num_groups]
         )
-    partials = _buffer("mma_partials", x.device, plan.partial_values, torch.float32)
+    most = max(plan.partial_values, _num_multiprocessors(x.device.index) * 128 * 128)
+    partials = _buffer("mma_partials", x.device, most, torch.float32)
     counters = _buffer("mma_counters", x.device, _MAX_FLAGS, torch.int32)
     module.kernel("w4a16_mma").launch(
         grid=plan.grid,

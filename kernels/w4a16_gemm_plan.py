@@ -9,6 +9,7 @@ GROUP = 128
 ALIGNMENT = 1024  # the ring of stages begins at such an address
 STAGED_OUTPUT_BYTES = 2 * 32 * 72 * 2
 MOST_SHARED_BYTES = 227 * 1024
+MOST_PARTIAL_VALUES = 2 * 160 * 128  # floats that one block of `w4a16_hopper.cu` leaves for another
 
 
 def ceil_div(value: int, step: int) -> int:
@@ -23,12 +24,13 @@ class HopperPlan:
     tile_tokens: int  # a multiple of 32 up to 256
     height: int  # 64-row products per warpgroup: a tile has 128 or 256 weight rows
     stages: int
+    cluster: int  # blocks that share the activations: 1 or 2
     is_gate_up: bool
-    num_tiles: int
+    num_tiles: int  # of one cluster: 128 height cluster rows x tile_tokens
 
     @property
     def partial_values(self) -> int:
-        """Floats that one block may leave for another."""
+        """Floats that one block may leave for another, at most MOST_PARTIAL_VALUES."""
         return self.height * self.tile_tokens * 128
 
     @property
@@ -48,6 +50,7 @@ class HopperPlan:
             "HEIGHT": self.height,
             "STAGES": self.stages,
             "GATE_UP": int(self.is_gate_up),
+            "CLUSTER": self.cluster,
         }
 
 
@@ -61,24 +64,26 @@ def hopper_plan(
     num_rows: int,
     num_groups: int,
     is_gate_up: bool,
-    tile: tuple[int, int] | None = None,
+    tile: tuple[int, int, int] | None = None,
 ) -> HopperPlan:
-    """The tile that pads the tokens least; `tile` (tokens, height) overrides the choice."""
-    tile_tokens, height = tile or _hopper_tile(num_tokens)
+    """The tile that pads the tokens least, or `tile`: tokens, height, cluster."""
+    tile_tokens, height, cluster = tile or _hopper_tile(num_tokens)
     ring = MOST_SHARED_BYTES - ALIGNMENT - STAGED_OUTPUT_BYTES - 256
     return HopperPlan(
         tile_tokens=tile_tokens,
         height=height,
         stages=min(8, ring // stage_bytes(tile_tokens, height)),
+        cluster=cluster,
         is_gate_up=is_gate_up,
-        num_tiles=ceil_div(num_rows, 128 * height) * ceil_div(num_tokens, tile_tokens),
+        num_tiles=ceil_div(num_rows, 128 * height * cluster) * ceil_div(num_tokens, tile_tokens),
     )
 
 
-def _hopper_tile(num_tokens: int) -> tuple[int, int]:
+def _hopper_tile(num_tokens: int) -> tuple[int, int, int]:
     if num_tokens <= 128:
-        return ceil_div(num_tokens, 32) * 32, 1
-    return min(((128, 2), (160, 2)), key=lambda tile: ceil_div(num_tokens, tile[0]) * tile[0])
+        return ceil_div(num_tokens, 32) * 32, 1, 1
+    wide = ((128, 2, 1), (160, 2, 1))
+    return min(wide, key=lambda tile: ceil_div(num_tokens, tile[0]) * tile[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.kernels import reference
+from nvila_ros.kernels import build, cpu_int8, reference, vision_rows
 
 
 class W8A8Linear(nn.Module):
@@ -60,9 +60,71 @@ class W8A8Linear(nn.Module):
         )
 
 
+class BoundLinear:
+    """One int8 product on a GPU with its buffers bound: the fastest kernel that this GPU has.
+
+    codes (M, K) int8, weight (N, K) int8, weight_scale (N,) float32, bias (N,) float16.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor,
+        *,
+        gelu: bool = False,
+        residual: bool = False,
+    ) -> None:
+        self._operands = (codes, weight, weight_scale, bias)
+        self._gelu = gelu
+        self._hopper = None
+        if is_hopper(codes.device) and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0:
+            from nvila_ros.kernels import w8a8_hopper
+
+            tiling = w8a8_hopper.choose_tiling(codes.shape[0], *weight.shape)
+            self._hopper = w8a8_hopper.HopperGemm(
+                codes, weight, tiling, gelu=gelu, residual=residual
+            )
+
+    def launch(
+        self,
+        scales: Tensor,
+        out: Tensor,
+        residual: Tensor | None = None,
+        *,
+        programmatic: bool = False,
+    ) -> Tensor:
+        """Scales (M,) float32 [, residual (M, N) float16] -> `out` (M, N) float16."""
+        codes, weight, weight_scale, bias = self._operands
+        if self._hopper is not None:
+            return self._hopper.launch(
+                scales, weight_scale, bias, out, residual, programmatic=programmatic
+            )
+        from nvila_ros.kernels import vision_triton
+
+        return vision_triton.int8_gemm(
+            codes, scales, weight, weight_scale, bias, residual, out, gelu=self._gelu
+        )
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether wgmma and the bulk copy engine are there."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """(..., K) float -> codes (..., K) int8, scales (...) float32; see the twin."""
-    return reference.quantize_per_token(inputs)
+    if inputs.device.type == "cpu":
+        return cpu_int8.quantize_per_token(inputs)
+    if not (_is_fast(inputs) and vision_rows.is_supported(inputs.shape[-1])):
+        return reference.quantize_per_token(inputs)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    codes = torch.empty_like(rows, dtype=torch.int8)
+    scales = torch.empty(rows.shape[0], dtype=torch.float32, device=rows.device)
+    vision_rows.quantize(rows, codes, scales)
+    return codes.view(inputs.shape), scales.view(inputs.shape[:-1])
 
 
 def w8a8_matmul(
@@ -75,23 +137,18 @@ def w8a8_matmul(
     dtype: torch.dtype = torch.float16,
 ) -> Tensor:
     """See the twin: (M, K), (M,), (N, K), (N,) [, (N,), (M, N)] -> (M, N) in `dtype`."""
-    if codes.device.type != "cpu" or not _cpu_int_mm_is_exact():
-        return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
-    outputs = torch._int_mm(codes, weight.t()).float()
-    outputs.mul_(scales[:, None]).mul_(weight_scale)
-    if bias is not None:
-        outputs.add_(bias)
-    if residual is not None:
-        outputs.add_(residual)
-    return outputs.to(dtype)
+    if dtype == torch.float16 and codes.shape[0] > 0 and build.is_fast(codes):
+        shift = weight_scale.new_zeros(weight.shape[0]) if bias is None else bias.detach()
+        added = None if residual is None else residual.half().contiguous()
+        out = codes.new_empty(codes.shape[0], weight.shape[0], dtype=torch.float16)
+        bound = BoundLinear(
+            codes.contiguous(), weight, weight_scale, shift.half(), residual=added is not None
+        )
+        return bound.launch(scales.contiguous(), out, added)
+    if codes.device.type == "cpu":
+        return cpu_int8.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
+    return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
 
 
-@functools.cache
-def _cpu_int_mm_is_exact() -> bool:
-    """False where this processor's int8 product saturates at 16 bits, as x86 without VNNI may."""
-    ones = torch.full((16, 256), reference.INT8_LIMIT, dtype=torch.int8)
-    for sign in (1, -1):
-        product = torch._int_mm(ones, (sign * ones).t())
-        if not bool((product == sign * 256 * reference.INT8_LIMIT**2).all()):
-            return False
-    return True
+def _is_fast(inputs: Tensor) -> bool:
+    return inputs.dtype == torch.float16 and inputs.numel() > 0 and build.is_fast(inputs)

@@ -13,17 +13,17 @@ from PIL import Image
 
 from nvila_ros.errors import CheckpointError, ConfigError, InstructionError
 from nvila_ros.models.config import NvilaConfig
-from nvila_ros.models.generate import generate_greedy
 from nvila_ros.models.inputs import FusedInput, prepare, prepare_video
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.prompt import IMAGE_TOKEN, VIDEO_TOKEN, check_text
+from nvila_ros.models.runtime_backend import InferenceEngine, as_engine
 from nvila_ros.models.temporal import frames_multiple, time_pattern, times_in
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.video import read_clip
 
 
 def ask_pictures(
-    model: Nvila,
+    model: Nvila | InferenceEngine,
     tokenizer: Tokenizer,
     pictures: Sequence[Image.Image | np.ndarray],
     question: str,
@@ -31,24 +31,30 @@ def ask_pictures(
 ) -> dict[str, Any]:
     """The answer about pictures, shown in order before the question."""
     check_text(question, tokenizer.special_tokens)
-    message = f"{IMAGE_TOKEN}\n" * len(pictures) + question
+    message = f"{IMAGE_TOKEN}{_separator(model.config)}" * len(pictures) + question
     fused = prepare(model, tokenizer, message, pictures)
     answer = _answer(model, tokenizer, fused, max_new_tokens)
     return {"answer": answer, "num_images": len(pictures)}
 
 
 def ask_video(
-    model: Nvila,
+    model: Nvila | InferenceEngine,
     tokenizer: Tokenizer,
     path: Path,
     question: str,
     max_new_tokens: int,
     *,
     num_frames: int | None = None,
-    fps: float = 0.0,
+    fps: float | None = None,
 ) -> dict[str, Any]:
-    """The answer about a video; times that the answer names by tokens are given in seconds."""
+    """The answer about a video; times that the answer names by tokens are given in seconds.
+
+    Without `num_frames` and `fps` the checkpoint's own hold. Its rate says nothing about a folder
+    of frames, which are always spread evenly.
+    """
     config = model.config
+    if fps is None:
+        fps = 0.0 if path.is_dir() else config.video_rate_hz
     check_text(_without_times(question, config, tokenizer), tokenizer.special_tokens)
     clip = read_clip(path, num_frames or config.num_video_frames, fps)
     multiple = frames_multiple(config)
@@ -57,7 +63,8 @@ def ask_video(
             f"got {len(clip.frames)} frames of {path}; this checkpoint pools over time and "
             f"needs a multiple of {multiple}, set by --frames"
         )
-    fused = prepare_video(model, tokenizer, f"{VIDEO_TOKEN}\n{question}", clip.frames)
+    message = f"{VIDEO_TOKEN}{_separator(config)}{question}"
+    fused = prepare_video(model, tokenizer, message, clip.frames)
     answer = _answer(model, tokenizer, fused, max_new_tokens)
     result = {"answer": answer, "num_frames": len(clip.frames), "frame_indices": [*clip.indices]}
     if clip.duration_s is not None:
@@ -66,9 +73,15 @@ def ask_video(
     return result
 
 
-def _answer(model: Nvila, tokenizer: Tokenizer, fused: FusedInput, max_new_tokens: int) -> str:
-    ids = generate_greedy(
-        model,
+def _separator(config: NvilaConfig) -> str:
+    """What stands between media and text: nothing where the network itself ends each frame."""
+    return "" if config.frame_end_text else "\n"
+
+
+def _answer(
+    model: Nvila | InferenceEngine, tokenizer: Tokenizer, fused: FusedInput, max_new_tokens: int
+) -> str:
+    ids = as_engine(model).generate_greedy(
         fused.input_ids,
         fused.media,
         max_new_tokens=max_new_tokens,

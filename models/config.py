@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 from nvila_ros.errors import ConfigError
 
-# Rate of each projector type.
+# Rate of each projector type: the side of the square of patches that becomes one token.
 DOWNSAMPLE_RATES = {
     "mlp_downsample": 2,
     "mlp_downsample_2x2_fix": 2,
     "mlp_downsample_3x3_fix": 3,
+    "mlp_downsample_3x3_s2": 3,
+    "mlp_downsample_3x3_s2_new": 3,
 }
 ASPECT_RATIO_MODES = ("resize", "pad", "dynamic", "dynamic_s2")
 
@@ -106,7 +108,9 @@ class NvilaConfig:
     image_aspect_ratio: str = "resize"
     mm_vision_select_layer: int = -2  # index into the tower's hidden states, input embedding first
     num_video_frames: int = 8
-    s2_scales: tuple[int, ...] = ()  # tile sides in pixels, small to large; only for dynamic_s2
+    video_rate_hz: float = 0.0  # frames per second of a video; 0: spread evenly over it
+    video_max_tiles: int = 1  # above 1 a video's frames are cut into tiles as pictures are
+    s2_scales: tuple[int, ...] = ()  # tile sides in pixels, small to large; empty: one scale
     s2_output_scale: int = -1  # index of the scale whose map the tokens follow
     min_tiles: int = 1
     max_tiles: int = 12
@@ -117,6 +121,7 @@ class NvilaConfig:
         default=()
     )  # TSP (frames, rows, columns)
     frame_end_text: str = "\n"  # embedded after each frame's features; VILA-1.5 has none
+    skips_end_after_media: bool = False  # model_type 'vila': see `Nvila.embed`
 
     def __post_init__(self) -> None:
         if self.mm_projector_type not in DOWNSAMPLE_RATES:
@@ -148,7 +153,7 @@ class NvilaConfig:
     @property
     def num_scales(self) -> int:
         """How many scales are stacked on the channels that enter the projector."""
-        return len(self.s2_scales) if self.image_aspect_ratio == "dynamic_s2" else 1
+        return len(self.s2_scales) or 1
 
     @property
     def mm_hidden_size(self) -> int:

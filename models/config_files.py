@@ -10,11 +10,13 @@ from typing import Any
 
 from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.config import (
+    DOWNSAMPLE_RATES,
     LanguageConfig,
     NvilaConfig,
     QuantizationConfig,
     VisionConfig,
 )
+from nvila_ros.models.encoder_config import read_encoders
 from nvila_ros.models.quantization import read_quantization
 from nvila_ros.models.quantization_int8 import read_int8
 
@@ -113,20 +115,6 @@ def read_language(path: Path) -> LanguageConfig:
     )
 
 
-def _video_pool_sizes(encoder: str | dict[str, Any] | None) -> tuple[tuple[int, int, int], ...]:
-    """The TSP encoder's pool sizes; the released field is a dict or a JSON string of one."""
-    spec = json.loads(encoder) if isinstance(encoder, str) else encoder or {}
-    return tuple(tuple(pool) for pool in spec.get("pool_sizes") or ())
-
-
-def _frame_end_text(encoder: str | dict[str, Any] | None, language: LanguageConfig) -> str:
-    """What is embedded after each frame: NVILA's encoder says so, VILA-1.5 (Llama-3) has none."""
-    if encoder is None:
-        return "" if language.model_type == "llama" else "\n"
-    spec = json.loads(encoder) if isinstance(encoder, str) else encoder
-    return spec.get("end_tokens", "\n") or ""
-
-
 def _check_features(path: Path, data: dict[str, Any], image_size: int) -> None:
     """Refuse what older VILA code could do with pixels and features, and this network does not."""
     supported = {
@@ -181,26 +169,36 @@ def _load_config(folder: Path) -> NvilaConfig:
     projector = read_json(projector_path)
     language = read_language(folder / "llm" / "config.json")
     aspect_ratio = data.get("image_aspect_ratio") or "resize"
-    is_s2 = aspect_ratio == "dynamic_s2"
+    is_s2 = bool(data.get("dynamic_s2")) or aspect_ratio == "dynamic_s2"
     vision = _read_vision(folder / "vision_tower" / "config.json")
     _check_features(path, data, vision.image_size)
     scales = data.get("s2_scales") or ""
     if isinstance(scales, str):
-        scales = [int(scale) for scale in scales.split(",") if scale]
+        parts = [scale.strip() for scale in scales.split(",") if scale.strip()]
+        if not all(part.isdecimal() for part in parts):
+            raise CheckpointError(f"{path}: s2_scales is {scales!r}; '448,896,1344' is the form")
+        scales = [int(part) for part in parts]
+    projector_type = _require(projector, "mm_projector_type", projector_path)
+    if projector_type not in DOWNSAMPLE_RATES:
+        raise CheckpointError(
+            f"{projector_path}: mm_projector_type is {projector_type!r}; "
+            f"one of {', '.join(DOWNSAMPLE_RATES)} is supported"
+        )
     return NvilaConfig(
         vision=vision,
         language=language,
-        mm_projector_type=_require(projector, "mm_projector_type", projector_path),
+        mm_projector_type=projector_type,
         image_aspect_ratio=aspect_ratio,
         mm_vision_select_layer=data.get("mm_vision_select_layer", -2),
         num_video_frames=data.get("num_video_frames") or 8,
+        video_rate_hz=data.get("fps") or 0.0,
+        video_max_tiles=data.get("video_max_tiles") or 1,
         s2_scales=tuple(scales) if is_s2 else (),
-        s2_output_scale=data.get("s2_resize_output_to_scale_idx", -1) if is_s2 else -1,
+        s2_output_scale=data.get("s2_resize_output_to_scale_idx", 0) if is_s2 else -1,
         min_tiles=data.get("min_tiles") or 1,
         max_tiles=data.get("max_tiles") or 12,
         chat_template="llama_3" if language.model_type == "llama" else "qwen2",
         num_time_tokens=data.get("num_time_tokens") or 0,
         time_token_format=data.get("time_token_format") or "<t{t}>",
-        video_pool_sizes=_video_pool_sizes(data.get("video_encoder")),
-        frame_end_text=_frame_end_text(data.get("image_encoder"), language),
+        **read_encoders(data, path, language),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
+from nvila_ros.models.encoder_config import write_encoders
 from nvila_ros.models.quantization import write_quantization
 from nvila_ros.models.quantization_int8 import write_int8
 
@@ -36,22 +37,12 @@ def save_config(folder: Path | str, config: NvilaConfig, dtype: str) -> None:
 
 
 def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
-    image_encoder: dict[str, Any] = {"_target_": "llava.model.encoders.BasicImageEncoder"}
-    if config.frame_end_text != "\n":
-        image_encoder["end_tokens"] = config.frame_end_text or None
-    is_tsp = bool(config.video_pool_sizes)
-    video_encoder: dict[str, Any] = {
-        "_target_": f"llava.model.encoders.{'TSPVideoEncoder' if is_tsp else 'BasicVideoEncoder'}"
-    }
-    if is_tsp:
-        video_encoder["pool_sizes"] = [list(pool) for pool in config.video_pool_sizes]
     return {
-        "architectures": ["LlavaLlamaModel"],
-        "model_type": "llava_llama",
-        "dynamic_s2": config.image_aspect_ratio == "dynamic_s2",
+        **write_encoders(config),
+        "dynamic_s2": bool(config.s2_scales),
+        "fps": config.video_rate_hz,
         "hidden_size": config.language.hidden_size,
         "image_aspect_ratio": config.image_aspect_ratio,
-        "image_encoder": image_encoder,
         "max_tiles": config.max_tiles,
         "min_tiles": config.min_tiles,
         "mm_hidden_size": config.mm_hidden_size,
@@ -63,7 +54,7 @@ def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
         "s2_resize_output_to_scale_idx": config.s2_output_scale,
         "s2_scales": ",".join(str(scale) for scale in config.s2_scales),
         "time_token_format": config.time_token_format,
-        "video_encoder": video_encoder,
+        "video_max_tiles": config.video_max_tiles,
     }
 
 

@@ -100,13 +100,27 @@ def decode_choice(
         states = torch.cat((states, _read_tree(model, cache, trie)))
     nodes = [branch.node + 1 for branch in trie.branches]
     scores = model.logits(states[nodes]).float().cpu()  # (branches, V)
+    rows = [row[list(branch.tokens)] for branch, row in zip(trie.branches, scores, strict=True)]
+    return weigh(trie, rows, allowed, num_forward_passes=int(bool(trie.tokens)))
+
+
+def weigh(
+    trie: TokenTrie,
+    rows: Sequence[Tensor],
+    allowed: Collection[int] | None = None,
+    num_forward_passes: int = 0,
+) -> Choice:
+    """The walk through the tree: `rows` are, per branch, the scores (A,) of its tokens.
+
+    `allowed` limits the choice to these answers.
+    """
     log_probabilities = torch.zeros(len(trie), dtype=torch.float64)
     offered = set(range(len(trie))) if allowed is None else set(allowed)
     if not offered:
         raise ValueError("no answer is allowed; allow at least one")
     remaining = set(range(len(trie)))
-    for branch, row in zip(trie.branches, scores, strict=True):
-        shares = row[list(branch.tokens)].double()
+    for branch, row in zip(trie.branches, rows, strict=True):
+        shares = row.double()
         is_open = torch.tensor([not offered.isdisjoint(answers) for answers in branch.answers])
         if is_open.any():
             shares = shares.masked_fill(~is_open, -torch.inf)
@@ -117,7 +131,7 @@ def decode_choice(
             remaining = set(branch.answers[int(shares.argmax())])
     (index,) = remaining
     probabilities = log_probabilities.exp().tolist()
-    return Choice(index, probabilities[index], tuple(probabilities), int(bool(trie.tokens)))
+    return Choice(index, probabilities[index], tuple(probabilities), num_forward_passes)
 
 
 def _read_tree(model: Nvila, cache: KeyValueCache, trie: TokenTrie) -> Tensor:

@@ -5,19 +5,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.preprocess import frame_pixels, image_tiles
+from nvila_ros.models.config import NvilaConfig
+from nvila_ros.models.preprocess import image_tiles, video_pixels
 from nvila_ros.models.prompt import IMAGE_TOKEN, user_prompt
 from nvila_ros.models.temporal import video_block
 from nvila_ros.models.tokenizer import Tokenizer
 
 FRAMES_PER_PASS = 8  # of a video: its frames need not all be in the tower at once
+
+
+class Network(Protocol):
+    """What turns pixels and text into embeddings: an `Nvila`, or an engine made of one."""
+
+    config: NvilaConfig
+    newline_token_ids: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where pixels are to be."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What pixels are to be."""
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """(F, 3, S, S) in [-1, 1] -> (F, T, D)."""
+
+    def encode_tiles(self, pixels: Tensor, block: tuple[int, int]) -> Tensor:
+        """All tiles of one picture at all scales (N, 3, S, S) -> (T, D)."""
+
+    def embed_text(self, ids: Sequence[int]) -> Tensor:
+        """(N,) ids of text -> (N, D)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +55,7 @@ class FusedInput:
 
 @torch.inference_mode()
 def prepare(
-    model: Nvila,
+    model: Network,
     tokenizer: Tokenizer,
     message: str,
     images: Sequence[Image.Image | np.ndarray] = (),
@@ -57,7 +82,7 @@ def prepare(
 
 @torch.inference_mode()
 def prepare_video(
-    model: Nvila,
+    model: Network,
     tokenizer: Tokenizer,
     message: str,
     frames: Sequence[Image.Image | np.ndarray],
@@ -69,10 +94,9 @@ def prepare_video(
     config = model.config
     features = []
     for start in range(0, len(frames), FRAMES_PER_PASS):
-        batch = [frame_pixels(frame, config) for frame in frames[start : start + FRAMES_PER_PASS]]
-        pixels = torch.stack(batch).to(model.device, model.dtype)
+        batch = [video_pixels(frame, config) for frame in frames[start : start + FRAMES_PER_PASS]]
+        pixels = torch.cat(batch).to(model.device, model.dtype)
         features.append(model.encode_frames(pixels))
-    newline_ids = torch.tensor(model.newline_token_ids, dtype=torch.long, device=model.device)
-    newline = model.llm.model.embed_tokens(newline_ids)  # (k, D)
+    newline = model.embed_text(model.newline_token_ids)  # (k, D)
     block = video_block(torch.cat(features), newline, config.video_pool_sizes)
     return FusedInput(tokenizer.encode(user_prompt(message.strip(), config.chat_template)), [block])

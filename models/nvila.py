@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ class Nvila(nn.Module):
     Weights come from `weights.load` or `from_scratch`; a bare `Nvila(config)` is not initialised.
 
     `media_token_ids` stand for a block of features in a sequence, `newline_token_ids` are the
-    tokenised "\\n" whose embedding ends each block. Both come from the tokenizer (`connect`).
+    tokenised "\\n" whose embedding ends each block, `skipped_token_ids` are left out right after
+    one. All come from the tokenizer (`connect`).
     """
 
     def __init__(self, config: NvilaConfig) -> None:
@@ -32,6 +33,7 @@ class Nvila(nn.Module):
         self.llm = LanguageModel(config.language)
         self.media_token_ids: frozenset[int] = frozenset()
         self.newline_token_ids: tuple[int, ...] = ()
+        self.skipped_token_ids: frozenset[int] = frozenset()
 
     @classmethod
     def from_scratch(cls, config: NvilaConfig, seed: int = 0, std: float = 0.02) -> Nvila:
@@ -56,10 +58,16 @@ class Nvila(nn.Module):
         """What its weights are."""
         return self.llm.model.embed_tokens.weight.dtype
 
-    def connect(self, media_token_ids: Sequence[int], newline_token_ids: Sequence[int]) -> None:
-        """Take from the tokenizer which ids stand for media and which tokens end a block."""
+    def connect(
+        self,
+        media_token_ids: Iterable[int],
+        newline_token_ids: Iterable[int],
+        skipped_token_ids: Iterable[int] = (),
+    ) -> None:
+        """Take from the tokenizer which ids stand for media, end a block or vanish after one."""
         self.media_token_ids = frozenset(media_token_ids)
         self.newline_token_ids = tuple(newline_token_ids)
+        self.skipped_token_ids = frozenset(skipped_token_ids)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) in [-1, 1] -> (F, T, D) features of frames that are one tile each."""
@@ -81,13 +89,19 @@ class Nvila(nn.Module):
             self.config.s2_output_scale,
         )
 
+    def embed_text(self, ids: Sequence[int]) -> Tensor:
+        """(N,) ids of text -> (N, D)."""
+        return self.llm.model.embed_tokens(torch.tensor(ids, dtype=torch.long, device=self.device))
+
     def embed(
         self, input_ids: Sequence[int] | Tensor, media: Sequence[Tensor] | Tensor = ()
     ) -> Tensor:
         """Token ids (N,) and one (T, D) block per media id, in order -> fused embeddings (L, D).
 
-        Each media id is replaced by its block and what ends a block. For one sequence at inference:
-        it looks at the ids on the host.
+        Each media id is replaced by its block and what ends a block. Checkpoints of model_type
+        'vila' lose padding and end tokens that directly follow (`skipped_token_ids`), so a message
+        that ends in a picture has no `<|im_end|>`. For one sequence at inference: it looks at the
+        ids on the host.
         """
         ids = input_ids.tolist() if isinstance(input_ids, Tensor) else list(input_ids)
         num_expected = sum(token in self.media_token_ids for token in ids)
@@ -98,15 +112,13 @@ class Nvila(nn.Module):
         # Media ids may lie beyond the embedding's rows: only text and newlines are looked up.
         text: list[int] = []
         cuts: list[int] = []  # how much text stands before each block
-        for token in ids:
+        for token in without_skipped(ids, self.media_token_ids, self.skipped_token_ids):
             if token in self.media_token_ids:
                 cuts.append(len(text))
                 text.extend(self.newline_token_ids)
             else:
                 text.append(token)
-        table = self.llm.model.embed_tokens(
-            torch.tensor(text, dtype=torch.long, device=self.device)
-        )  # (N, D)
+        table = self.embed_text(text)  # (N, D)
         pieces: list[Tensor] = []
         for start, end, block in zip([0, *cuts], cuts, media, strict=False):
             pieces += [table[start:end], block.to(table.dtype)]
@@ -135,3 +147,14 @@ class Nvila(nn.Module):
             device=self.device,
             dtype=self.dtype,
         )
+
+
+def without_skipped(
+    ids: Sequence[int], media_ids: Collection[int], skipped_ids: Collection[int]
+) -> list[int]:
+    """Ids without those of `skipped_ids` that directly follow a media id."""
+    kept: list[int] = []
+    for token in ids:
+        if not (kept and kept[-1] in media_ids and token in skipped_ids):
+            kept.append(token)
+    return kept

@@ -80,6 +80,21 @@ def frame_pixels(frame: Image.Image | np.ndarray, config: NvilaConfig) -> Tensor
     return to_pixels([resize(image, config.vision.image_size)])[0]
 
 
+def video_pixels(frame: Image.Image | np.ndarray, config: NvilaConfig) -> Tensor:
+    """One frame of a video -> (N, 3, S, S): one tile, or several with `video_max_tiles` above 1.
+
+    Each tile is then a frame of its own, those of dynamic_s2's smaller scales too.
+    """
+    if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic":
+        side = config.vision.image_size
+        most = config.video_max_tiles
+        return to_pixels(dynamic_tiles(to_image(frame), side, config.min_tiles, most))
+    if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":
+        # The reference takes the pictures' max_tiles here.
+        return to_pixels(dynamic_s2_tiles(to_image(frame), config.s2_scales, config.max_tiles)[0])
+    return frame_pixels(frame, config).unsqueeze(0)
+
+
 def image_tiles(frames: Sequence[Image.Image | np.ndarray], config: NvilaConfig) -> Tiles:
     """The pictures of one prompt; a picture that is alone may be cut into many tiles."""
     side = config.vision.image_size

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch.nn.functional as F
@@ -36,28 +37,33 @@ class SpaceToChannel(nn.Module):
         return blocks.permute(0, 1, 3, 2, 4, 5).reshape(frames, tokens * tokens, -1)
 
 
+def _narrowing(projector_type: str, channels: int) -> list[int]:
+    """Widths between the folded patches and the decoder's, by projector type."""
+    return {
+        "mlp_downsample": [],
+        "mlp_downsample_2x2_fix": [],
+        "mlp_downsample_3x3_fix": [3 * channels],
+        "mlp_downsample_3x3_s2": [3 * channels, channels, channels // 3],
+        "mlp_downsample_3x3_s2_new": [4 * channels, 2 * channels, channels, channels // 3],
+    }[projector_type]
+
+
 class Projector(nn.Module):
-    """NVILA's MLP projector; `layers` is indexed as in `mm_projector/`."""
+    """NVILA's MLP projector; `layers` is indexed as in `mm_projector/`.
+
+    A norm, a linear layer and a GELU per width, then one more linear layer.
+    """
 
     def __init__(self, config: NvilaConfig) -> None:
         super().__init__()
         channels = config.mm_hidden_size
         width = config.language.hidden_size
         rate = config.downsample_rate
-        folded = rate * rate * channels
-        if rate == 2:
-            stages = [nn.LayerNorm(folded), nn.Linear(folded, width)]
-        else:
-            stages = [
-                nn.LayerNorm(folded),
-                nn.Linear(folded, rate * channels),
-                nn.GELU(),
-                nn.LayerNorm(rate * channels),
-                nn.Linear(rate * channels, width),
-            ]
-        self.layers = nn.Sequential(
-            SpaceToChannel(rate), *stages, nn.GELU(), nn.Linear(width, width)
-        )
+        widths = [rate * rate * channels, *_narrowing(config.mm_projector_type, channels), width]
+        stages: list[nn.Module] = [SpaceToChannel(rate)]
+        for wide, narrow in itertools.pairwise(widths):
+            stages += [nn.LayerNorm(wide), nn.Linear(wide, narrow), nn.GELU()]
+        self.layers = nn.Sequential(*stages, nn.Linear(width, width))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(F, P, C) -> (F, T, D)."""

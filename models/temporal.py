@@ -63,11 +63,13 @@ def time_pattern(config: NvilaConfig) -> re.Pattern[str] | None:
 
 
 def times_in(text: str, config: NvilaConfig, duration_s: float) -> dict[str, float]:
-    """The time tokens in an answer -> seconds from the start of the video, in order."""
+    """The time tokens in an answer -> seconds from the start of the video, in order.
+
+    A number beyond the last time token means the end, as in the reference.
+    """
     pattern = time_pattern(config)
     last = max(config.num_time_tokens - 1, 1)
     return {
-        match.group(): int(match.group(1)) / last * duration_s
+        match.group(): min(int(match.group(1)), last) / last * duration_s
         for match in (pattern.finditer(text) if pattern else ())
-        if int(match.group(1)) < config.num_time_tokens
     }

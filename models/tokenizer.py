@@ -58,6 +58,10 @@ class Tokenizer:
         ends = [token for token in END_OF_TURN_TOKENS if backend.token_to_id(token) is not None]
         self.eos_id = self.id(eos_token)
         self.stop_ids = frozenset({self.eos_id, *(self.id(token) for token in ends)})
+        padding_id = backend.token_to_id(_token_text(self._settings.get("pad_token")) or "")
+        self.padding_and_end_ids = frozenset(
+            {self.eos_id} if padding_id is None else {self.eos_id, padding_id}
+        )
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
@@ -146,9 +150,7 @@ class Tokenizer:
                 f"the tokenizer in {folder} cannot be read ({error}); copy its files again"
             ) from None
         _add_saved_tokens(backend, settings, folder)
-        eos_token = settings.get("eos_token")
-        if isinstance(eos_token, dict):
-            eos_token = eos_token.get("content")
+        eos_token = _token_text(settings.get("eos_token"))
         if not eos_token:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'} has no 'eos_token'; answers could not end"
@@ -171,6 +173,11 @@ class Tokenizer:
         }
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _token_text(entry: str | dict[str, Any] | None) -> str | None:
+    """A token's text; settings name tokens by their text or by a description."""
+    return entry.get("content") if isinstance(entry, dict) else entry
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def load(
     model, tokenizer, readers = open_checkpoint(folder)
     for part, reader in readers.items():
         model.get_submodule(part).load_state_dict(dict(reader.stream(dtype, device)), assign=True)
-    model.connect(tokenizer.media_ids, tokenizer.encode(model.config.frame_end_text))
+    config = model.config
+    skipped_ids = tokenizer.padding_and_end_ids if config.skips_end_after_media else ()
+    model.connect(tokenizer.media_ids, tokenizer.encode(config.frame_end_text), skipped_ids)
     return model.eval(), tokenizer
 
 

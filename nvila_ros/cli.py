@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import Annotated
 
 import typer
 
-from nvila_ros import __version__, cli_checkpoints
+from nvila_ros import __version__, cli_checkpoints, cli_quantize
 from nvila_ros.cli_options import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
     EXIT_NOT_ARRIVED,
     EXIT_SYSTEM_LIBRARY,
     NANO_FOLDER,
+    BackendName,
+    BackendOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -41,7 +44,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(cli_checkpoints.app)  # its commands stand beside these
+app.add_typer(cli_checkpoints.app)  # their commands stand beside these
+app.add_typer(cli_quantize.app)
 
 
 class ControlName(str, enum.Enum):
@@ -108,6 +112,7 @@ def simulate(
     ] = None,
     model: ModelOption = NANO_FOLDER,
     device: DeviceOption = "cpu",
+    backend: BackendOption = BackendName.auto,
     max_decisions: Annotated[int, typer.Option(min=1)] = 200,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for a floor plan of every episode.")
@@ -124,6 +129,7 @@ def simulate(
         driver=policy.value,
         model_path=model if policy is DriverName.model else None,
         device=device,
+        backend=backend.value,
         control=control.value,
         config=EvaluationConfig(max_decisions=max_decisions),
     )
@@ -179,6 +185,8 @@ def exit_codes() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the console script."""
+    logging.basicConfig(format="nvila: %(message)s")  # on stderr
+    logging.getLogger("nvila_ros").setLevel(logging.INFO)
     with exit_codes():
         app()
 

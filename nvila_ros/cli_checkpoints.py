@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nvila_ros.cli_options import EXIT_DIFFERENT, DeviceOption, JsonOption, print_json
+from nvila_ros.cli_options import (
+    EXIT_DIFFERENT,
+    BackendName,
+    BackendOption,
+    DeviceOption,
+    JsonOption,
+    QuantizeOption,
+    print_json,
+)
 from nvila_ros.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     import numpy as np
 
 app = typer.Typer()
+PIPED_WIDTH = 160
 
 
 class DtypeName(str, enum.Enum):
@@ -40,24 +49,31 @@ def ask(
         typer.Option(min=1, help="Frames of the video.", show_default="as trained"),
     ] = None,
     fps: Annotated[
-        float, typer.Option(min=0.0, help="Frames per second from its start; 0: spread evenly.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Frames per second from its start; 0: spread evenly.",
+            show_default="as the checkpoint says",
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
+    backend: BackendOption = BackendName.auto,
+    round_weights: QuantizeOption = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model a free question about pictures or a video."""
-    from nvila_ros.models import weights
     from nvila_ros.models.ask import ask_pictures, ask_video
+    from nvila_ros.models.runtime_backend import load_engine
 
     if video is not None and images:
         raise ConfigError("got pictures and --video; ask about one or the other")
-    if video is None and (frames is not None or fps):
+    if video is None and (frames is not None or fps is not None):
         raise ConfigError("--frames and --fps are about a video; name it with --video")
     pictures = [read_image(path) for path in images or ()]
     if video is not None and not video.exists():
         raise ImageError(f"{video} does not exist; give a video file or a folder of frames")
-    loaded = weights.load(model, device)
+    loaded = load_engine(model, device, backend=backend.value, quantizes=round_weights)
     if video is None:
         answer = ask_pictures(*loaded, pictures, question, max_new_tokens)
     else:
@@ -72,22 +88,29 @@ def ask(
 
 @app.command()
 def conformance(
-    folders: Annotated[list[Path], typer.Argument(help="Checkpoints with `expected/` answers.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Checkpoints with `expected/` answers, or a folder of such."),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Hold checkpoints' answers to those of the reference implementation, case by case."""
     from rich.console import Console
 
     from nvila_ros.evaluation.conformance import check, table, to_json
+    from nvila_ros.evaluation.conformance_files import find_folders
 
-    results = {str(folder): check(folder) for folder in folders}
+    results = {str(found): check(found) for folder in folders for found in find_folders(folder)}
     passed = all(result.passed for cases in results.values() for result in cases)
     if as_json:
         contents = {folder: to_json(cases) for folder, cases in results.items()}
         print_json({"passed": passed, "folders": contents})
     else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = PIPED_WIDTH  # whole names for whoever reads them
         for folder, cases in results.items():
-            Console().print(table(cases, folder))
+            console.print(table(cases, folder))
     if not passed:
         raise typer.Exit(EXIT_DIFFERENT)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,27 @@ NANO_FOLDER = PACKAGE_FOLDER / "models" / "nano"
 ModelOption = Annotated[
     Path, typer.Option("--model", help="Checkpoint folder.", show_default="the small one inside")
 ]
-DeviceOption = Annotated[str, typer.Option(help="Torch device, for instance cpu or cuda.")]
+DeviceOption = Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1, or auto.")]
+QuantizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--round-weights",
+        help="Round float weights to W8A8 and W4A16 while loading, without calibration.",
+    ),
+]
+
+
+class BackendName(str, enum.Enum):
+    """What computes: the fast kernels, plain torch, or whichever the device allows."""
+
+    auto = "auto"
+    torch = "torch"
+    kernels = "kernels"
+
+
+BackendOption = Annotated[
+    BackendName, typer.Option(help="Fast CUDA kernels where the GPU has them, else plain torch.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -16,7 +16,15 @@ class NavigatorConfig:
     """Settings of the navigator node."""
 
     model_path: str = setting("", "checkpoint folder; empty is the small model that is shipped")
-    device: str = setting("cpu", "torch device of the model: cpu, cuda, cuda:1")
+    device: str = setting("cpu", "torch device of the model: cpu, cuda, cuda:1, auto")
+    backend: str = setting(
+        "auto",
+        "kernels is the fast path of a CUDA GPU, torch the plain one, auto picks",
+        one_of=("auto", "torch", "kernels"),
+    )
+    round_weights: bool = setting(
+        False, "round float weights to int8 and int4 while loading; kernels only"
+    )
     image_transport: str = setting(
         "raw",
         "raw images, or compressed ones from <image>/compressed",

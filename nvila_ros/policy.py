@@ -16,11 +16,10 @@ from nvila_ros.actions import ACTIONS, Action, ActionTrie
 from nvila_ros.config import HistoryConfig
 from nvila_ros.errors import ImageError, InstructionError
 from nvila_ros.history import Frame, FrameHistory
-from nvila_ros.models import weights
-from nvila_ros.models.generate import choose
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import frame_pixels
 from nvila_ros.models.prompt import navigation_prompt, user_prompt
+from nvila_ros.models.runtime_backend import InferenceEngine, as_engine, load_engine
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.restraint import Restraint
 
@@ -56,11 +55,14 @@ class NavigationPolicy:
     """
 
     def __init__(
-        self, model: Nvila, tokenizer: Tokenizer, history: HistoryConfig | None = None
+        self,
+        model: Nvila | InferenceEngine,
+        tokenizer: Tokenizer,
+        history: HistoryConfig | None = None,
     ) -> None:
         default = HistoryConfig(num_frames=model.config.num_video_frames)
         self._history = FrameHistory(history or default)
-        self._model = model.eval()
+        self._engine = as_engine(model)
         self._tokenizer = tokenizer
         self._trie = ActionTrie(tokenizer)
         self._restraint = Restraint()
@@ -77,9 +79,20 @@ class NavigationPolicy:
         folder: str | Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        history: HistoryConfig | None = None,
+        *,
+        backend: str = "auto",
+        quantizes: bool = False,
     ) -> NavigationPolicy:
-        """Reads a checkpoint folder; CheckpointError names what is missing."""
-        return cls(*weights.load(folder, device, dtype))
+        """Reads a checkpoint folder; CheckpointError names what is missing.
+
+        `backend` and `quantizes` are `load_engine`'s; ConfigError where they cannot be had.
+        """
+        num_frames = None if history is None else history.num_frames
+        engine, tokenizer = load_engine(
+            folder, device, dtype, backend=backend, num_frames=num_frames, quantizes=quantizes
+        )
+        return cls(engine, tokenizer, history)
 
     @property
     def num_samples(self) -> int:
@@ -88,7 +101,7 @@ class NavigationPolicy:
 
     def reset(self, instruction: str) -> None:
         """Begins an episode: checks the instruction, forgets all frames."""
-        config = self._model.config
+        config = self._engine.config
         prompt = navigation_prompt(
             instruction, self._history.config.num_frames - 1, self._tokenizer.special_tokens
         )
@@ -119,7 +132,7 @@ class NavigationPolicy:
         blocks = [frame.features for frame in shown]
         self._decided_at = (shown[-1].x_m, shown[-1].y_m, shown[-1].yaw_rad)
         allowed = self._restraint.allowed(*self._decided_at)
-        choice = choose(self._model, prompt_ids, blocks, self._trie, allowed)
+        choice = self._engine.choose(prompt_ids, blocks, self._trie, allowed)
         return Decision(
             action=ACTIONS[choice.index],
             confidence=choice.confidence,
@@ -150,8 +163,8 @@ class NavigationPolicy:
         missing = [frame for frame in dict.fromkeys(frames) if frame.features is None]
         if not missing:
             return 0
-        pixels = torch.stack([frame_pixels(frame.rgb, self._model.config) for frame in missing])
-        features = self._model.encode_frames(pixels.to(self._model.device, self._model.dtype))
+        pixels = torch.stack([frame_pixels(frame.rgb, self._engine.config) for frame in missing])
+        features = self._engine.encode_frames(pixels.to(self._engine.device, self._engine.dtype))
         for frame, block in zip(missing, features, strict=True):  # (T, D)
             frame.features = block
         return len(missing)

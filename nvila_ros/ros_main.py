@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -41,6 +42,8 @@ def steady_clock() -> Clock:
 
 def run_node(make_node: Callable[[], SafeNode], arguments: list[str] | None = None) -> int:
     """Exit code 0 after a wanted end, 3 when the node could not be made."""
+    logging.basicConfig(format="[%(levelname)s] %(name)s: %(message)s")  # of rooms without ROS
+    logging.getLogger("nvila_ros").setLevel(logging.INFO)
     # Without handlers of its own rclpy closes its context at Ctrl-C, before we can publish zero.
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     wanted_end = []

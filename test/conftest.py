@@ -18,6 +18,19 @@ def interruptible_children():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items):
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests and not _has_gpu():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_gpu():
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def make_tiny_checkpoint():
     """(network, tokenizer) with random weights that are the same every time."""
     tokenizer = build_nano_tokenizer(TINY_WORDS)

@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul_rows(const uint4* gat
     widen(gate, row[chunk]);
     widen(up, row[chunks + chunk]);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) up[j] *= gate[j] / (1.0f + __expf(-gate[j]));
+    for (int j = 0; j < 8; ++j) up[j] *= __fdividef(gate[j], 1.0f + __expf(-gate[j]));
     out[(long long)blockIdx.y * chunks + chunk] = narrow(up);
 }
 

@@ -10,7 +10,8 @@
 //   tile: 128 HEIGHT weight rows x TILE_TOKENS tokens; step: one group (128 of K), one stage
 //
 // Defines: TILE_TOKENS, HEIGHT (64-row products per warpgroup: 1 or 2), STAGES, GATE_UP (0 or 1:
-// the lower half of each 16-row fragment is gate, the upper is up; the output is silu(gate) up).
+// the lower half of each 16-row fragment is gate, the upper is up; the output is silu(gate) up),
+// CLUSTER (1 or 2 blocks with neighbouring rows that each fetch a part of the activations for all).
 #include <cuda_fp16.h>
 
 #include "hopper.cuh"
@@ -30,6 +31,8 @@ constexpr int OUT_BYTES = WARPGROUPS * 32 * OUT_PITCH * 2;  // 32 tokens at a ti
 constexpr int UNIT = 2 / HEIGHT;                          // k16 steps between two commits
 constexpr int UNITS = 8 / UNIT;
 constexpr int ACC = TILE_TOKENS / 2;
+constexpr int PART_TOKENS = TILE_TOKENS / CLUSTER;  // of the activations that one block fetches
+constexpr int OUT_ROWS = GATE_UP ? TILE_ROWS / 2 : TILE_ROWS;  // features of one tile
 
 struct Problem {
     const u32* scale_zero;  // (N, G) half2
@@ -43,10 +46,11 @@ struct Problem {
     int num_groups;
 };
 
-// Pairs (tile, group) begin .. end of one block.
-__device__ __forceinline__ int share(int block, int num_blocks, int total) {
-    return (int)((long long)block * total / num_blocks);
+// The first pair (tile, group) of one cluster.
+__device__ __forceinline__ int share(int cluster, int total) {
+    return (int)((long long)cluster * total / (int)(gridDim.x / CLUSTER));
 }
+__device__ __forceinline__ int rank_of_block() { return CLUSTER == 1 ? 0 : (int)cluster_rank(); }
 
 struct Tile {
     int row;    // first weight row (of the gate half with GATE_UP)
@@ -59,7 +63,7 @@ __device__ __forceinline__ Tile tile_at(int unit, int last, int num_groups, int 
     int index = unit / num_groups;
     Tile tile;
     tile.token = (index % token_tiles) * TILE_TOKENS;
-    tile.row = (index / token_tiles) * (GATE_UP ? TILE_ROWS / 2 : TILE_ROWS);
+    tile.row = ((index / token_tiles) * CLUSTER + rank_of_block()) * OUT_ROWS;
     tile.begin = unit - index * num_groups;
     tile.end = min(num_groups, tile.begin + last - unit);
     return tile;
@@ -75,8 +79,16 @@ __device__ __forceinline__ void produce(
             barrier_wait(empty + 8 * stage, phase);
             u32 base = stages + stage * STAGE_BYTES, barrier = full + 8 * stage;
             barrier_expect(barrier, STAGE_BYTES);
-            copy_box(base, x_map, barrier, group * GROUP, tile.token);
-            copy_box(base + HALF_BYTES, x_map, barrier, group * GROUP + 64, tile.token);
+            int rank = rank_of_block(), token = tile.token + rank * PART_TOKENS;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                u32 to = base + half * HALF_BYTES + rank * PART_TOKENS * 128;
+                int column = group * GROUP + half * 64;
+                if (CLUSTER == 1)
+                    copy_box(to, x_map, barrier, column, token);
+                else
+                    copy_box_multicast(to, x_map, barrier, column, token, (1 << CLUSTER) - 1);
+            }
 #pragma unroll
             for (int part = 0; part < TILE_ROWS / 64; ++part) {
                 int row = tile.row + part * 64;
@@ -171,6 +183,15 @@ __device__ __forceinline__ void multiply_unit(
     wgmma_commit();
 }
 
+// A warp is done with a stage: every block that fills it has to know.
+__device__ __forceinline__ void release(u32 barrier) {
+    if (CLUSTER == 1) {
+        if (threadIdx.x % 32 == 0) arrive_here(barrier);
+    } else if (threadIdx.x % 32 < CLUSTER) {
+        barrier_arrive(barrier, threadIdx.x % 32);
+    }
+}
+
 // All groups of one tile; `stage` and `phase` walk the ring.
 __device__ __forceinline__ void multiply_tile(
     float (&acc)[HEIGHT][ACC], const Tile& tile, const Rows& rows, u32 stages, u32 full, u32 empty, int& stage,
@@ -197,8 +218,7 @@ __device__ __forceinline__ void multiply_tile(
             if (!is_last) {
                 load_words(words, base + X_BYTES, rows, u + 1);
                 wgmma_wait<1>();
-                if (u == 0 && group > tile.begin && lane == 0)
-                    arrive_here(empty + 8 * (stage == 0 ? STAGES - 1 : stage - 1));
+                if (u == 0 && group > tile.begin) release(empty + 8 * (stage == 0 ? STAGES - 1 : stage - 1));
                 (u & 1 ? even : odd).set(words, shift, scales);
             } else if (group + 1 < tile.end) {
                 if (++stage == STAGES) stage = 0, phase ^= 1;
@@ -211,7 +231,7 @@ __device__ __forceinline__ void multiply_tile(
         }
     }
     wgmma_wait<0>();
-    if (lane == 0) arrive_here(empty + 8 * stage);
+    release(empty + 8 * stage);
     if (++stage == STAGES) stage = 0, phase ^= 1;
 }
 
@@ -241,16 +261,23 @@ __device__ __forceinline__ void give_partial(const float (&acc)[HEIGHT][ACC], co
         asm volatile("st.release.gpu.global.s32 [%0], 1;\n" ::"l"(p.flags + blockIdx.x * 2 + warpgroup) : "memory");
 }
 
+// Pairs of the whole product.
+__device__ __forceinline__ int total_of(const Problem& p, int token_tiles) {
+    return ((p.num_rows + CLUSTER * TILE_ROWS - 1) / (CLUSTER * TILE_ROWS)) * token_tiles * p.num_groups;
+}
+
 // Adds the parts of the blocks after this one, up to the pair `last` at which the tile ends.
 __device__ __forceinline__ void take_partials(
     float (&acc)[HEIGHT][ACC], const Problem& p, int warpgroup, int last, int total) {
     int thread = threadIdx.x - 128;
-    for (int block = blockIdx.x + 1; block < gridDim.x && share(block, gridDim.x, total) < last; ++block) {
+    for (int block = blockIdx.x + CLUSTER; block < gridDim.x && share(block / CLUSTER, total) < last;
+         block += CLUSTER) {
         int* flag = p.flags + block * 2 + warpgroup;
         if (thread % 128 == 0) {
             while (load_flag(flag) == 0) {}
             *flag = 0;
         }
+        __syncwarp();
         named_barrier(1 + warpgroup, 128);
         const float4* from = partial_of(p, block, thread);
 #pragma unroll
@@ -270,7 +297,7 @@ __device__ __forceinline__ u32 round_pair(float a, float b) {
     half2 pair = __floats2half2_rn(a, b);
     return *(u32*)&pair;
 }
-__device__ __forceinline__ float silu_times(float gate, float up) { return gate / (1.0f + __expf(-gate)) * up; }
+__device__ __forceinline__ float silu_times(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 
 // 32 tokens x WIDTH features of shared memory -> out (+ residual); each thread moves 16 bytes.
 template <int WIDTH>
@@ -283,9 +310,10 @@ __device__ __forceinline__ void write_chunk(
         int i = pass * 128 + thread, row = i / PER_TOKEN, column = i % PER_TOKEN * 8;
         int at_token = token + row, at = feature + column;
         if (at_token >= p.num_tokens || at >= num_features) continue;
-        uint4 values = *(const uint4*)(staged + row * OUT_PITCH + column);
+        const half* from = staged + row * OUT_PITCH + column;
         long long offset = (long long)at_token * num_features + at;
         if (is_aligned) {
+            uint4 values = *(const uint4*)from;
             if (p.residual) {
                 uint4 more = *(const uint4*)(p.residual + offset);
                 half2 *v = (half2*)&values, *m = (half2*)&more;
@@ -294,10 +322,9 @@ __device__ __forceinline__ void write_chunk(
             }
             *(uint4*)(p.out + offset) = values;
         } else {
-            const half* v = (const half*)&values;
-#pragma unroll
-            for (int j = 0; j < 8; ++j)
-                if (at + j < num_features) p.out[offset + j] = p.residual ? __hadd(v[j], p.residual[offset + j]) : v[j];
+#pragma unroll 1
+            for (int j = 0; j < min(8, num_features - at); ++j)
+                p.out[offset + j] = p.residual ? __hadd(from[j], p.residual[offset + j]) : from[j];
         }
     }
 }
@@ -346,7 +373,7 @@ __device__ __forceinline__ void write_out(
 __device__ __forceinline__ void consume(
     const Problem& p, half* staged, u32 stages, u32 full, u32 empty, int unit, int last, int token_tiles) {
     const int warpgroup = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    const int total = ((p.num_rows + TILE_ROWS - 1) / TILE_ROWS) * token_tiles * p.num_groups;
+    const int total = total_of(p, token_tiles);
     int stage = 0, phase = 0;
     float acc[HEIGHT][ACC];
     while (unit < last) {
@@ -381,9 +408,9 @@ __device__ __forceinline__ void consume(
     }
 }
 
-// grid: at most one block a multiprocessor and at most one a (tile, group) pair; 384 threads.
+// grid: at most one block a multiprocessor and one cluster a (tile, group) pair; 384 threads.
 extern "C" __global__ void __launch_bounds__(384, 1) w4a16_hopper(
-    const __grid_constant__ TensorMap x_map,  // (tokens, K) half, box 64 x TILE_TOKENS, swizzle 128
+    const __grid_constant__ TensorMap x_map,  // (tokens, K) half, box 64 x PART_TOKENS, swizzle 128
     const __grid_constant__ TensorMap w_map,  // (N, K / 8) int32, box 16 x 64, swizzle 64
     const u32* scale_zero, const half* bias, const half* residual, half* out, float* partials, int* flags,
     int num_tokens, int num_rows, int num_groups) {
@@ -395,21 +422,26 @@ extern "C" __global__ void __launch_bounds__(384, 1) w4a16_hopper(
     u32 full = shared_address(tail + OUT_BYTES), empty = full + 8 * STAGES;
     Problem p{scale_zero, bias, residual, out, partials, flags, num_tokens, num_rows, num_groups};
     const int token_tiles = (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    const int total = ((num_rows + TILE_ROWS - 1) / TILE_ROWS) * token_tiles * num_groups;
-    const int unit = share(blockIdx.x, gridDim.x, total), last = share(blockIdx.x + 1, gridDim.x, total);
+    const int total = total_of(p, token_tiles), cluster = blockIdx.x / CLUSTER;
+    const int unit = share(cluster, total), last = share(cluster + 1, total);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * WARPGROUPS);
+            barrier_init(empty + 8 * i, 4 * WARPGROUPS * CLUSTER);
         }
         barrier_init_fence();
     }
-    __syncthreads();
+    if (CLUSTER == 1)
+        __syncthreads();
+    else
+        cluster_sync();
     if (threadIdx.x < 128) {
         registers_down<24>();
         if (threadIdx.x == 0) produce(&x_map, &w_map, p, stages, full, empty, unit, last, token_tiles);
+        __syncwarp();
     } else {
         registers_up<240>();
         consume(p, staged, stages, full, empty, unit, last, token_tiles);
     }
+    if (CLUSTER > 1) cluster_sync();  // no block leaves while another writes to it
 }

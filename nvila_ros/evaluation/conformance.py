@@ -15,24 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.evaluation.conformance_files import read_cases, read_expected, read_images
 from nvila_ros.evaluation.decoder_conformance import (
     DecoderResult,
     check_decoder,
     is_decoder_folder,
 )
 from nvila_ros.models import weights
-from nvila_ros.models.config_files import read_json
 from nvila_ros.models.generate import generate_greedy
 from nvila_ros.models.inputs import prepare
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import Tiles, image_tiles
-from nvila_ros.models.prompt import IMAGE_TOKEN
 from nvila_ros.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -40,15 +35,6 @@ if TYPE_CHECKING:
 
 EMBEDS_TOLERANCE = 1e-5
 LOGITS_TOLERANCE = 1e-4
-REQUIRED_TENSORS = (
-    "input_ids",
-    "fused_length",
-    "rows",
-    "embeds_rows",
-    "logits_rows",
-    "last_logits",
-    "greedy",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,22 +81,13 @@ def check(folder: Path | str) -> Sequence[CaseResult | DecoderResult]:
     return [check_case(folder, name, cases[name], model, tokenizer) for name in cases]
 
 
-def read_cases(folder: Path) -> dict[str, Any]:
-    """`expected/cases.json`: a description per case."""
-    path = folder / "expected" / "cases.json"
-    cases = read_json(path)
-    if not cases or not all(isinstance(spec, dict) and "parts" in spec for spec in cases.values()):
-        raise CheckpointError(f"{path} has no cases with 'parts'; copy the folder again")
-    return cases
-
-
 @torch.inference_mode()
 def check_case(
     folder: Path, name: str, spec: dict[str, Any], model: Nvila, tokenizer: Tokenizer
 ) -> CaseResult:
     """Run one case through the network and compare."""
-    expected = _read_expected(folder / "expected" / f"{name}.safetensors")
-    images = _read_images(folder, name, spec)
+    expected = read_expected(folder / "expected" / f"{name}.safetensors")
+    images = read_images(folder, name, spec)
     fused = prepare(model, tokenizer, "".join(spec["parts"]), images)
     ids_equal = fused.input_ids == expected["input_ids"].tolist()
     embeds = model.embed(fused.input_ids, fused.media)  # (L, D)
@@ -157,36 +134,6 @@ def tiles_equal(tiles: Tiles, spec: dict[str, Any]) -> bool:
     )
 
 
-def _read_expected(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; copy the conformance folder again") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
-    missing = [key for key in REQUIRED_TENSORS if key not in tensors]
-    if missing:
-        raise CheckpointError(f"{path} has no {', '.join(missing)}; the case cannot be compared")
-    return tensors
-
-
-def _read_images(folder: Path, name: str, spec: dict[str, Any]) -> list[Image.Image]:
-    """The pictures of a case, as many as its message has places for."""
-    count = "".join(spec["parts"]).count(IMAGE_TOKEN)
-    images = []
-    for index in range(count):
-        path = folder / "expected" / f"{name}_{index}.png"
-        try:
-            with Image.open(path) as image:
-                image.load()
-                images.append(image)
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error}); case {name!r} has {count} pictures"
-            ) from None
-    return images
-
-
 def _difference(ours: Tensor, theirs: Tensor) -> float | None:
     """The largest absolute difference; None for other shapes or values that are not finite."""
     if ours.shape != theirs.shape:
@@ -220,7 +167,7 @@ def to_json(results: Sequence[CaseResult | DecoderResult]) -> list[dict[str, Any
 
 
 def table(results: Sequence[CaseResult | DecoderResult], title: str) -> Table:
-    """The comparison for people."""
+    """The comparison for people; 'length' says that the fused sequences have other lengths."""
     from rich.table import Table
 
     rows = [
@@ -241,11 +188,11 @@ def _case_cells(result: CaseResult) -> dict[str, str]:
     greedy = result.greedy_equal
     return {
         "tiles": _word(result.tiles_equal),
-        "ids": _word(result.ids_equal and result.length_equal),
-        "embeds": _number(result.embeds_difference),
+        "ids": _word(result.ids_equal),
+        "embeds": _number(result.embeds_difference) if result.length_equal else "length",
         "logits": _number(result.logits_difference),
         "argmax": _share(result.argmax_agreement),
-        "greedy": "-" if greedy is None else f"{_word(greedy)} ({result.num_greedy_compared})",
+        "greedy": "-" if greedy is None else f"{result.num_greedy_compared} {_word(greedy)}",
     }
 
 

@@ -27,6 +27,7 @@ class EvaluationJob:
     driver: Literal["model", "oracle"] = "model"
     model_path: Path | None = None
     device: str = "cpu"
+    backend: str = "auto"
     control: Control = "none"
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -112,7 +113,7 @@ def _make_driver(job: EvaluationJob) -> Driver:
     from nvila_ros.policy import NavigationPolicy
 
     assert job.model_path is not None  # checked when the job was made
-    return ModelDriver(NavigationPolicy.load(job.model_path, job.device))
+    return ModelDriver(NavigationPolicy.load(job.model_path, job.device, backend=job.backend))
 
 
 def _reported(rollout: Rollout, on_result: Callable[[Rollout], None]) -> Rollout:

@@ -204,7 +204,13 @@ def load_navigation_policy(settings: NavigatorConfig) -> Policy:
     from nvila_ros.policy import NavigationPolicy
 
     path = settings.model_path or Path(weights.__file__).parent / "nano"
-    return NavigationPolicy(*weights.load(path, settings.device), settings.history)
+    return NavigationPolicy.load(
+        path,
+        settings.device,
+        history=settings.history,
+        backend=settings.backend,
+        quantizes=settings.round_weights,
+    )
 
 
 def _answered(response: Trigger.Response, done: bool, yes: str, no: str) -> Trigger.Response:

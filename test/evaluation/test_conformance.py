@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation import conformance
+from nvila_ros.evaluation.conformance_files import find_folders
 from nvila_ros.models import weights
 from nvila_ros.models.generate import generate_greedy
 from nvila_ros.models.inputs import prepare
@@ -109,6 +110,52 @@ def test_a_missing_file_is_named(folder, name):
     (folder / "expected" / name).unlink()
     with pytest.raises(CheckpointError, match=name):
         conformance.check(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": lambda rows: rows + 10**4}, "rows reach from 10000"),
+        ({"rows": lambda rows: rows - 1}, "rows reach from -1"),
+        ({"embeds_rows": lambda rows: rows[:-1].clone()}, r"embeds_rows has shape .* is expected"),
+        ({"last_logits": lambda row: row[:-1].clone()}, "last_logits has shape"),
+        ({"input_ids": lambda ids: ids[None]}, r"input_ids has shape .*\[I\] is expected"),
+    ],
+)
+def test_tensors_that_do_not_fit_each_other_are_named(folder, changes, message):
+    spoil(folder, **changes)
+    with pytest.raises(CheckpointError, match=rf"three\.safetensors: {message}"):
+        conformance.check(folder)
+
+
+@pytest.mark.parametrize("name", ["cases.json", "three.safetensors", "three_2.png"])
+def test_a_damaged_file_is_named(folder, name):
+    path = folder / "expected" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=name):
+        conformance.check(folder)
+
+
+@pytest.mark.parametrize("cases", [[], {}, {"three": {}}, {"three": {"parts": "<image>"}}])
+def test_a_list_of_cases_of_another_form_is_refused(folder, cases):
+    (folder / "expected" / "cases.json").write_text(json.dumps(cases))
+    with pytest.raises(CheckpointError, match=r"cases\.json"):
+        conformance.check(folder)
+
+
+def test_a_folder_of_folders_is_looked_through(folder, tmp_path):
+    assert find_folders(folder) == [folder]
+    outer = tmp_path / "outer"
+    for name in ("b/expected", "a/quantized", "c"):
+        (outer / name).mkdir(parents=True)
+    assert find_folders(outer) == [outer / "a", outer / "b"]
+    assert find_folders(outer / "c") == [outer / "c"]
+
+
+def test_another_length_is_shown(folder):
+    spoil(folder, fused_length=lambda length: length + 1)
+    shown = conformance.table(conformance.check(folder), "three")
+    assert "length" in [*shown.columns[3].cells]
 
 
 def test_a_quantized_decoder_is_one_case(tmp_path):

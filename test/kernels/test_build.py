@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_only_warns(
 
 
 def test_an_unknown_source_says_what_there_is(fake: FakeCompiler) -> None:
-    with pytest.raises(KernelError, match="a.cu"):
+    with pytest.raises(KernelError, match=r"a\.cu"):
         build.cubin("b.cu", {}, "sm_80")
 
 

@@ -43,6 +43,11 @@ def make_config_fixture():
     return make_config
 
 
+@pytest.fixture(name="make_language")
+def make_language_fixture():
+    return make_language
+
+
 def make_config(*, vocab_size: int = 300, **changes) -> NvilaConfig:
     settings = {
         "vision": VisionConfig(

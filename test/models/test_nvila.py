@@ -31,6 +31,25 @@ def test_blocks_may_differ_in_length_and_ids_may_lie_beyond_the_table(make_confi
     assert fused.shape == (1 + 3 + 1 + 1 + 5 + 1, 32)
 
 
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        ([1, 10, 8, 2], [1, 7, 2]),  # the message's end is lost after a picture
+        ([1, 10, 9, 8, 8, 2, 8], [1, 7, 2, 8]),  # all of them, and only directly after it
+        ([8, 1, 10, 2, 8], [8, 1, 7, 2, 8]),
+        ([10, 8, 10, 8], [7, 7]),
+    ],
+)
+def test_ends_directly_after_a_block_are_skipped_where_the_reference_does(make_config, ids, kept):
+    model = Nvila.from_scratch(make_config(vocab_size=10))
+    blocks = [torch.zeros(0, 32)] * ids.count(10)
+    model.connect([10], [7], skipped_token_ids=[8, 9])
+    table = model.llm.model.embed_tokens.weight
+    assert torch.equal(model.embed(ids, blocks), table[kept])
+    model.connect([10], [7])
+    assert len(model.embed(ids, blocks)) == len(ids)
+
+
 @pytest.mark.parametrize("num_blocks", [0, 2])
 def test_places_and_blocks_must_agree(tiny_model, tokenizer, num_blocks):
     with pytest.raises(ValueError, match="places for 1"):

@@ -7,7 +7,13 @@ import torch
 from PIL import Image
 
 from nvila_ros.errors import ImageError
-from nvila_ros.models.preprocess import closest_grid, frame_pixels, image_tiles, to_pixels
+from nvila_ros.models.preprocess import (
+    closest_grid,
+    frame_pixels,
+    image_tiles,
+    to_pixels,
+    video_pixels,
+)
 
 
 def picture(width=70, height=50, seed=0):
@@ -110,6 +116,18 @@ def test_dynamic_s2_has_every_scale_smallest_first(make_config):
     assert tiles.pixels.shape[0] == 1 + 4 + 12
     largest = np.asarray(Image.fromarray(frame).resize((160, 120)))
     assert np.array_equal(as_bytes(tiles.pixels[5 + 7]), largest[40:80, 120:160])
+
+
+@pytest.mark.parametrize(
+    ("aspect", "most", "num_tiles"),
+    [("resize", 4, 1), ("dynamic", 1, 1), ("dynamic", 4, 4), ("dynamic_s2", 4, 1 + 4 + 10)],
+)
+def test_frames_of_a_video_are_cut_where_the_checkpoint_asks(make_config, aspect, most, num_tiles):
+    scales = (40, 80, 120) if aspect == "dynamic_s2" else ()
+    config = make_config(image_aspect_ratio=aspect, video_max_tiles=most, s2_scales=scales)
+    # Three columns of one row with a thumbnail, or five columns of two rows.
+    size = (120, 41) if aspect != "dynamic_s2" else (100, 40)
+    assert video_pixels(picture(*size), config).shape == (num_tiles, 3, 40, 40)
 
 
 def test_no_pictures_are_no_tiles(make_config):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Order of channels, padding and stages of the projectors."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.projector import Projector, SpaceToChannel
 
 
@@ -41,6 +44,28 @@ def test_three_by_three_has_the_released_stages(make_config):
         "layers.5.weight": (32, 72),
         "layers.7.weight": (32, 32),
     }
+
+
+@pytest.mark.parametrize(
+    ("projector_type", "widths"),
+    [
+        ("mlp_downsample_2x2_fix", (96, 32)),
+        ("mlp_downsample_3x3_s2", (216, 72, 24, 8, 32)),
+        ("mlp_downsample_3x3_s2_new", (216, 96, 48, 24, 8, 32)),
+    ],
+)
+def test_other_types_narrow_step_by_step(make_config, projector_type, widths):
+    projector = Projector(make_config(mm_projector_type=projector_type))
+    linears = [stage for stage in projector.layers if isinstance(stage, nn.Linear)]
+    norms = [stage for stage in projector.layers if isinstance(stage, nn.LayerNorm)]
+    shapes = [(linear.in_features, linear.out_features) for linear in linears]
+    assert shapes == [*itertools.pairwise(widths), (32, 32)]
+    assert [norm.normalized_shape for norm in norms] == [(width,) for width in widths[:-1]]
+
+
+def test_an_unknown_type_is_refused(make_config):
+    with pytest.raises(ConfigError, match=r"'mlp2x_gelu'; one of .*3x3_s2_new"):
+        make_config(mm_projector_type="mlp2x_gelu")
 
 
 def test_gelu_is_the_exact_one(make_config):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pooling of a video's tokens, how they stand in the prompt, and times by token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from nvila_ros.errors import CheckpointError, ConfigError, InstructionError
-from nvila_ros.models import ask
+from nvila_ros.models import ask, generate
 from nvila_ros.models.inputs import prepare_video
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.temporal import frames_multiple, pool_frames, times_in, video_block
@@ -107,7 +109,8 @@ def with_times(make_config, tokenizer):
 
 def test_time_tokens_are_read_as_seconds(with_times):
     config = with_times[0].config
-    assert times_in("from <t1> to <t4>, not <t5>", config, 8.0) == {"<t1>": 2.0, "<t4>": 8.0}
+    times = times_in("from <t1> to <t4>, at most <t7>", config, 8.0)
+    assert times == {"<t1>": 2.0, "<t4>": 8.0, "<t7>": 8.0}
 
 
 def test_times_mean_nothing_to_other_checkpoints(tiny_config):
@@ -117,12 +120,33 @@ def test_times_mean_nothing_to_other_checkpoints(tiny_config):
 def test_questions_may_name_times_that_exist(with_times, monkeypatch, frames, tmp_path):
     clip = Clip(tuple(frames[:4]), (0, 1, 2, 3), 4, 8.0)
     monkeypatch.setattr(ask, "read_clip", lambda *arguments: clip)
-    monkeypatch.setattr(ask, "generate_greedy", lambda *_, **__: with_times[1].encode("left<t3>"))
+    answer = with_times[1].encode("left<t3>")
+    monkeypatch.setattr(generate, "generate_greedy", lambda *_, **__: answer)
     result = ask.ask_video(*with_times, tmp_path, "turn at <t1>?", 4)
     assert result["times_s"] == {"<t3>": 6.0} and result["num_frames"] == 4
     for question in ("turn at <t7>?", "turn <image>", "<t1><|im_end|>"):
         with pytest.raises(InstructionError):
             ask.ask_video(*with_times, tmp_path, question, 4)
+
+
+@pytest.mark.parametrize(
+    ("fps", "is_folder", "asked"), [(None, False, 2.0), (None, True, 0.0), (0.5, False, 0.5)]
+)
+def test_the_checkpoints_rate_holds_for_files_unless_one_is_given(
+    with_times, monkeypatch, frames, tmp_path, fps, is_folder, asked
+):
+    model, tokenizer = with_times
+    monkeypatch.setattr(model, "config", replace(model.config, video_rate_hz=2.0))
+    rates = []
+
+    def read(path, num_frames, rate_hz):
+        rates.append(rate_hz)
+        return Clip(tuple(frames[:4]), (0, 1, 2, 3), 4, 8.0)
+
+    monkeypatch.setattr(ask, "read_clip", read)
+    path = tmp_path if is_folder else tmp_path / "video.mp4"
+    ask.ask_video(model, tokenizer, path, "turn?", 1, fps=fps)
+    assert rates == [asked]
 
 
 def test_time_tokens_without_rows_are_refused(with_times, make_config, tmp_path):

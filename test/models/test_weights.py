@@ -49,6 +49,9 @@ def test_what_was_saved_loads_identically(folder, tiny_model, tokenizer):
         },
         {"mm_vision_select_layer": -1, "num_video_frames": 4, "chat_template": "qwen2"},
         {"video_pool_sizes": ((8, 1, 1), (2, 2, 2)), "num_time_tokens": 3, "max_tiles": 6},
+        {"skips_end_after_media": True, "frame_end_text": "; ", "video_rate_hz": 2.0},
+        {"mm_projector_type": "mlp_downsample_3x3_s2_new", "video_max_tiles": 4},
+        {"image_aspect_ratio": "resize", "s2_scales": (40, 80), "s2_output_scale": 1},
     ],
 )
 def test_configs_survive_the_round_trip(make_config, tokenizer, tmp_path, changes):
@@ -206,6 +209,10 @@ def test_no_folder_at_all(tmp_path):
         ("llm/config.json", "quantization_config", {"quant_method": "awq"}),
         ("vision_tower/config.json", "patch_size", None),
         ("mm_projector/config.json", "mm_projector_type", None),
+        ("mm_projector/config.json", "mm_projector_type", "mlp2x_gelu"),
+        ("config.json", "s2_scales", "448;896"),
+        ("config.json", "s2", True),
+        ("config.json", "video_encoder", "{"),
     ],
 )
 def test_a_config_that_cannot_be_used_names_file_and_key(folder, name, key, value):

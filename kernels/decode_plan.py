@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the decode kernels are cut to a GPU: threads, blocks, stages of the rings, shared memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from nvila_ros.errors import KernelError
+from nvila_ros.kernels import driver
+from nvila_ros.kernels.packing import ROWS_GROUP
+
+MAX_ROWS = 8
+MAX_WARPS = 14  # of a linear's block: 448 threads of 72 registers, two blocks a multiprocessor
+FEWEST_PAIRS = 4  # of outputs that are worth a block
+STAGES = (3, 2)  # units of 32 outputs x one group that a warp has in flight
+STAGE_BYTES = 2176  # of a unit: codes and scales (decode_linear.cuh)
+HEAD_STAGE_BYTES = 1024  # 16 tokens x 64 inputs
+ROOM_BYTES = 4 * (32 + 8)  # block-wide reductions, and one factor per row (decode.cu)
+HEAD_WARPS, HEAD_STAGES = 8, 8
+ATTENTION_WARPS = 8  # a block looks at 16 keys per warp at a time
+MAX_SPLITS = 64  # blocks that share the keys of one key-value head
+
+
+@dataclass(frozen=True)
+class Device:
+    """What limits a launch."""
+
+    num_multiprocessors: int
+    block_bytes: int  # shared memory that one block may have
+    multiprocessor_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch. `defines` choose the compiled code."""
+
+    defines: Mapping[str, int]
+    num_blocks: int
+    num_chunks: int  # of BATCH rows
+    num_warps: int
+    shared_bytes: int
+
+
+@functools.cache
+def device_of(index: int) -> Device:
+    """The limits of a CUDA device."""
+    return Device(
+        driver.device_attribute(driver.MULTIPROCESSORS, index),
+        driver.device_attribute(driver.BLOCK_SHARED_BYTES, index),
+        driver.device_attribute(driver.MULTIPROCESSOR_SHARED_BYTES, index),
+    )
+
+
+@functools.cache
+def plan_linear(device: Device, num_rows: int, num_pairs: int, num_inputs: int) -> Plan:
+    """For M rows, N / 2 pairs of outputs, K inputs. Two blocks fit a multiprocessor if possible."""
+    if not 1 <= num_rows <= MAX_ROWS or num_inputs % ROWS_GROUP:
+        raise KernelError(
+            f"{num_rows} rows of {num_inputs} inputs; 1 to {MAX_ROWS} rows and a multiple of "
+            f"{ROWS_GROUP} inputs are expected"
+        )
+    num_groups = num_inputs // ROWS_GROUP
+    num_warps = min(range(1, MAX_WARPS + 1), key=lambda warps: _idle(num_groups, warps))
+    half = device.multiprocessor_bytes // 2 - 1024  # the driver keeps 1 KiB per block
+    for batch in _batches(num_rows):
+        for limit in (min(half, device.block_bytes), device.block_bytes):
+            found = []
+            for stages in STAGES:
+                cut = functools.partial(_linear_bytes, num_warps, stages, batch, num_inputs)
+                num_blocks = _fewest_blocks(device, num_warps, num_pairs, cut, limit)
+                if num_blocks is not None:
+                    found.append((num_blocks, -stages, cut(num_pairs, num_blocks)))
+            if found:
+                num_blocks, stages, shared_bytes = min(found)
+                defines = {"BATCH": batch, "STAGES": -stages, "MIN_BLOCKS": 2 if batch < 4 else 1}
+                chunks = -(-num_rows // batch)
+                return Plan(defines, num_blocks, chunks, num_warps, shared_bytes)
+    raise KernelError(
+        f"{num_inputs} inputs do not fit the {device.block_bytes} bytes of shared memory of a block"
+    )
+
+
+def _fewest_blocks(
+    device: Device, num_warps: int, num_pairs: int, cut: Callable[[int, int], int], limit: int
+) -> int | None:
+    """As many as run at once, or a multiple where their sums would not fit `limit` bytes."""
+    at_once = device.num_multiprocessors * max(1, MAX_WARPS // num_warps)
+    for num_blocks in range(at_once, max(num_pairs, at_once) + 1, at_once):
+        few = min(num_blocks, -(-num_pairs // FEWEST_PAIRS))
+        if cut(num_pairs, few) <= limit:
+            return few
+    return None
+
+
+def _idle(num_groups: int, num_warps: int) -> float:
+    """Time lost to warps that wait for the busiest, and to having few of them."""
+    return -(-num_groups // num_warps) * num_warps / num_groups + 0.02 * (MAX_WARPS - num_warps)
+
+
+def _batches(num_rows: int) -> list[int]:
+    """Rows that one pass over the weight may serve, the best first."""
+    whole = next(batch for batch in (1, 2, 4, 8) if batch >= num_rows)
+    return [batch for batch in (8, 4, 2, 1) if batch <= whole]
+
+
+def _linear_bytes(
+    num_warps: int, stages: int, batch: int, num_inputs: int, num_pairs: int, num_blocks: int
+) -> int:
+    pairs = -(-num_pairs // num_blocks)
+    slots = -(-pairs // 8) * 16
+    rows = batch * (num_inputs * 2 + 16 + num_inputs // ROWS_GROUP * 4)
+    sums = num_warps * batch * slots * 4
+    return num_warps * stages * STAGE_BYTES + rows + ROOM_BYTES + sums
+
+
+@functools.cache
+def plan_head(device: Device, num_rows: int, num_tokens: int, num_inputs: int) -> Plan:
+    """For M rows, V or A tokens, D inputs."""
+    if not 1 <= num_rows <= MAX_ROWS or num_inputs % 64:
+        raise KernelError(f"{num_rows} rows of {num_inputs} inputs; 1 to {MAX_ROWS}, times 64")
+    batch = _batches(num_rows)[0]
+    shared = HEAD_WARPS * HEAD_STAGES * HEAD_STAGE_BYTES + batch * (num_inputs * 2 + 16)
+    tiles = -(-num_tokens // 16)
+    blocks = min(2 * device.num_multiprocessors, -(-tiles // (1 if tiles < 64 else HEAD_WARPS)))
+    if shared > device.block_bytes:
+        raise KernelError(f"{num_rows} rows of {num_inputs} inputs do not fit shared memory")
+    return Plan({"BATCH": batch, "HEAD_STAGES": HEAD_STAGES}, blocks, 1, HEAD_WARPS, shared)
+
+
+@functools.cache
+def plan_attention(device: Device, cache_length: int, head_dim: int) -> Plan:
+    """For a cache of S slots; `num_blocks` is the number of splits."""
+    if head_dim not in (64, 128):
+        raise KernelError(f"heads of {head_dim}; 64 or 128 are expected")
+    row_bytes = (head_dim + 8) * 2
+    for num_warps in (ATTENTION_WARPS, 4, 2):
+        tile_keys = 16 * num_warps
+        shared = max((2 * tile_keys + 16) * row_bytes, num_warps * 16 * head_dim * 4)
+        if shared <= device.block_bytes:
+            splits = min(MAX_SPLITS, -(-cache_length // tile_keys))
+            return Plan({"HEAD_DIM": head_dim}, splits, 1, num_warps, shared)
+    raise KernelError("this GPU has too little shared memory for attention")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One token through a whole int4 decoder: from the last token to the next, all on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nvila_ros.kernels import decode
+from nvila_ros.kernels.packing import RowsInt4
+
+
+class StepLayer(Protocol):
+    """One layer; rows of qkv are q | k | v, rows of gate_up all gate, then all up."""
+
+    @property
+    def input_norm(self) -> Tensor: ...  # (D,)
+    @property
+    def qkv(self) -> RowsInt4: ...
+    @property
+    def qkv_bias(self) -> Tensor | None: ...
+    @property
+    def output(self) -> RowsInt4: ...
+    @property
+    def post_norm(self) -> Tensor: ...
+    @property
+    def gate_up(self) -> RowsInt4: ...
+    @property
+    def down(self) -> RowsInt4: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWeights:
+    """The whole decoder, float16 but for the packed matrices."""
+
+    table: Tensor  # (V, D) embeddings
+    layers: Sequence[StepLayer]
+    norm: Tensor  # (D,)
+    head: Tensor  # (V, D) int8
+    head_scales: Tensor  # (V,) float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """How the rows of q | k | v divide into heads."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+
+
+class DecodeStep:
+    """Greedy decoding without the host: `launch` reads `token`, writes the next one over it.
+
+    token (1,), position (1,): int32; the token to read, and its rotary position and cache slot.
+    history (S + 1,): int32; the token that was read at each position, the newest one included.
+    """
+
+    def __init__(
+        self,
+        weights: StepWeights,
+        shape: StepShape,
+        keys: Tensor,
+        values: Tensor,
+        cos_sin: Tensor,
+    ) -> None:
+        """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position."""
+        self.weights, self.shape = weights, shape
+        self.keys, self.values, self.cos_sin = keys, values, cos_sin
+        device = keys.device
+        width, inner = weights.table.shape[1], weights.layers[0].down.num_inputs
+        place = torch.zeros(2, dtype=torch.int32, device=device)
+        self._place = place
+        self.position, self._length = place[:1], place[1:]
+        self.token = torch.zeros(1, dtype=torch.int32, device=device)
+        self.history = torch.zeros(keys.shape[2] + 1, dtype=torch.int32, device=device)
+        kind = weights.table.dtype
+        self._hidden = torch.zeros(1, width, dtype=kind, device=device)
+        self._query = torch.zeros(1, shape.num_heads, shape.head_dim, dtype=kind, device=device)
+        self._mixed = torch.zeros(1, shape.num_heads * shape.head_dim, dtype=kind, device=device)
+        self._inner = torch.zeros(1, inner, dtype=kind, device=device)
+
+    def begin(self, token: Tensor, position: int) -> None:
+        """Sets what the next `launch` reads; (1,) of any integer type."""
+        self.token.copy_(token)
+        self.history[position : position + 1].copy_(token)
+        self._place.copy_(torch.tensor([position, position + 1], dtype=torch.int32))
+
+    def launch(self) -> None:
+        """Queues the step on the current stream."""
+        weights, hidden = self.weights, self._hidden
+        decode.embed(self.token, weights.table, out=hidden)
+        for index, layer in enumerate(weights.layers):
+            self._launch_layer(index, layer)
+        head = (weights.head, weights.head_scales)
+        decode.head_argmax(
+            hidden, weights.norm, self.shape.eps, head,
+            out=self.token, position=self._place, history=self.history,
+        )  # fmt: skip
+
+    def _launch_layer(self, index: int, layer: StepLayer) -> None:
+        hidden, eps = self._hidden, self.shape.eps
+        keys, values = self.keys[index], self.values[index]
+        decode.qkv_rope(
+            hidden, layer.input_norm, eps, layer.qkv, layer.qkv_bias, self.cos_sin,
+            self.position, self.position, keys, values, out=self._query,
+        )  # fmt: skip
+        decode.attention(
+            self._query, keys, values, self._length, out=self._mixed, is_cache_ready=True
+        )
+        decode.linear_residual(self._mixed, layer.output, hidden, out=hidden)
+        decode.gate_up(hidden, layer.post_norm, eps, layer.gate_up, out=self._inner)
+        decode.linear_residual(self._inner, layer.down, hidden, out=hidden)

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision tower's fast path: int8 linears, fused norms and attention over static buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nvila_ros.errors import KernelError
+from nvila_ros.kernels import build, vision_rows
+from nvila_ros.kernels.vision_attention import FrameAttention
+from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
+
+PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Linear:
+    """weight (N, K) int8, weight_scale (N,) float32, bias (N,) float16."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionBlockWeights:
+    """One pre-norm layer; norms are (D,) float16, `qkv` has the rows of q, k and v in turn."""
+
+    norm1_weight: Tensor
+    norm1_bias: Tensor
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    qkv: Int8Linear
+    out: Int8Linear
+    fc1: Int8Linear
+    fc2: Int8Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionWeights:
+    """The tower: patches, positions and layers.
+
+    patch_weight: (D, 3 * p * p, padded to a multiple of 8) float16; patch_bias (D,) float16
+    positions: (P, D) float16
+    """
+
+    patch_weight: Tensor
+    patch_bias: Tensor
+    positions: Tensor
+    blocks: tuple[VisionBlockWeights, ...]
+    num_heads: int
+    patch_size: int  # pixels
+    eps: float
+
+
+def is_available(device: torch.device) -> bool:
+    """Whether this device has the fast path: an NVIDIA GPU from sm_80 up and a compiler."""
+    return device.type == "cuda" and build.is_available(device.index or 0)
+
+
+def pack_linear(*linears: nn.Linear | W8A8Linear) -> Int8Linear:
+    """`nn.Linear`s (quantized here) or `W8A8Linear`s of the same inputs -> one, rows in turn."""
+    parts = [linear if isinstance(linear, W8A8Linear) else W8A8Linear.from_linear(linear)
+             for linear in linears]  # fmt: skip
+    biases = [
+        part.weight_scale.new_zeros(part.out_features) if part.bias is None else part.bias.detach()
+        for part in parts
+    ]
+    return Int8Linear(
+        weight=torch.cat([part.weight for part in parts]),
+        weight_scale=torch.cat([part.weight_scale for part in parts]),
+        bias=torch.cat([bias.half() for bias in biases]),
+    )
+
+
+def pack_block(
+    *,
+    norm1: nn.LayerNorm,
+    query: nn.Linear | W8A8Linear,
+    key: nn.Linear | W8A8Linear,
+    value: nn.Linear | W8A8Linear,
+    out: nn.Linear | W8A8Linear,
+    norm2: nn.LayerNorm,
+    fc1: nn.Linear | W8A8Linear,
+    fc2: nn.Linear | W8A8Linear,
+) -> VisionBlockWeights:
+    """A layer's modules -> its packed weights, on the modules' device."""
+    return VisionBlockWeights(
+        norm1_weight=norm1.weight.detach().half(),
+        norm1_bias=norm1.bias.detach().half(),
+        norm2_weight=norm2.weight.detach().half(),
+        norm2_bias=norm2.bias.detach().half(),
+        qkv=pack_linear(query, key, value),
+        out=pack_linear(out),
+        fc1=pack_linear(fc1),
+        fc2=pack_linear(fc2),
+    )
+
+
+def pack_tower(
+    *,
+    patch_embedding: nn.Conv2d,
+    positions: Tensor,
+    blocks: Sequence[VisionBlockWeights],
+    num_heads: int,
+    eps: float,
+) -> VisionWeights:
+    """The convolution that cuts patches becomes a matrix; positions (P, D)."""
+    flat = patch_embedding.weight.detach().half().flatten(1)  # (D, 3 * p * p)
+    assert patch_embedding.bias is not None, "SigLIP's patch embedding has a bias"
+    return VisionWeights(
+        patch_weight=nn.functional.pad(flat, (0, -flat.shape[1] % PATCH_INPUTS_MULTIPLE)),
+        patch_bias=patch_embedding.bias.detach().half(),
+        positions=positions.detach().half(),
+        blocks=tuple(blocks),
+        num_heads=num_heads,
+        patch_size=int(patch_embedding.kernel_size[0]),
+        eps=eps,
+    )
+
+
+class _Buffers:
+    """What a pass writes, for the largest number of rows; a pass takes the first rows of each."""
+
+    def __init__(self, rows: int, width: int, inner: int, patch_inputs: int, device: torch.device):
+        def half(columns: int) -> Tensor:
+            return torch.zeros(rows, columns, dtype=torch.float16, device=device)
+
+        self.patches = half(patch_inputs)  # columns past the real inputs stay zero
+        self.hidden = half(width)
+        self.mixed = half(width)
+        self.wide = half(max(3 * width, inner))  # q|k|v, later the MLP's inner values
+        self.codes = torch.zeros(rows, width, dtype=torch.int8, device=device)
+        self.wide_codes = torch.zeros(rows, inner, dtype=torch.int8, device=device)
+        self.scales = torch.zeros(rows, dtype=torch.float32, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in vars(self).values())
+
+
+class VisionEncoder:
+    """Pixels to features; every buffer is allocated once, every launch is on the current stream.
+
+    A call may be captured in a CUDA graph after one eager call with as many frames.
+    """
+
+    def __init__(self, weights: VisionWeights, max_frames: int) -> None:
+        device = weights.positions.device
+        if not is_available(device):
+            raise KernelError(f"fast vision needs an NVIDIA GPU from sm_80 up, not {device}")
+        self.weights = weights
+        self.max_frames = max_frames
+        self.programmatic = is_hopper(device)  # kernels start while the one before them ends
+        self.num_patches, width = weights.positions.shape
+        inner = weights.blocks[0].fc1.weight.shape[0]
+        rows = max_frames * self.num_patches
+        self._buffers = _Buffers(rows, width, inner, weights.patch_weight.shape[1], device)
+        self._passes: dict[int, list[Callable[[], object]]] = {}
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory of the buffers, beside the weights."""
+        return self._buffers.num_bytes
+
+    def encode(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """(F, 3, S, S) float16 in [-1, 1], F <= max_frames -> (F, P, D) float16, no final norm."""
+        frames = pixels.shape[0]
+        assert 1 <= frames <= self.max_frames, f"{frames} frames, room for {self.max_frames}"
+        if frames not in self._passes:
+            self._passes[frames] = self._plan(frames)
+        hidden = self._embed(pixels)
+        for step in self._passes[frames]:
+            step()
+        features = hidden.view(frames, self.num_patches, -1)
+        return features.clone() if out is None else out.copy_(features)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        """(F, 3, S, S) -> the hidden rows (F * P, D): patches times the matrix, plus positions."""
+        weights, buffers = self.weights, self._buffers
+        frames, channels, side, _ = pixels.shape
+        size = weights.patch_size
+        grid = side // size
+        rows = frames * grid * grid
+        assert grid * grid == self.num_patches, f"{side} pixels are {grid} patches of {size} a side"
+        kept = pixels[:, :, : grid * size, : grid * size]
+        cut = kept.reshape(frames, channels, grid, size, grid, size).permute(0, 2, 4, 1, 3, 5)
+        patches = buffers.patches[:rows]
+        inputs = patches[:, : channels * size * size]
+        inputs.view(frames, grid, grid, channels, size, size).copy_(cut)
+        hidden = buffers.hidden[:rows]
+        torch.addmm(weights.patch_bias, patches, weights.patch_weight.t(), out=hidden)
+        hidden.view(frames, self.num_patches, -1).add_(weights.positions)
+        return hidden
+
+    def _plan(self, frames: int) -> list[Callable[[], object]]:
+        """Every launch of the layers, with its buffers bound."""
+        buffers, weights = self._buffers, self.weights
+        rows = frames * self.num_patches
+        hidden, mixed = buffers.hidden[:rows], buffers.mixed[:rows]
+        width, inner_width = hidden.shape[1], buffers.wide_codes.shape[1]
+        codes, wide_codes, scales = (
+            buffers.codes[:rows],
+            buffers.wide_codes[:rows],
+            buffers.scales[:rows],
+        )
+        flat = buffers.wide.flatten()
+        qkv = flat[: rows * 3 * width].view(rows, 3 * width)
+        inner = flat[: rows * inner_width].view(rows, inner_width)
+        shape = (frames, self.num_patches, -1)
+        attend = FrameAttention(qkv.view(shape), mixed.view(shape), weights.num_heads)
+        steps: list[Callable[[], object]] = []
+
+        early = self.programmatic
+
+        def norm(weight: Tensor, bias: Tensor) -> Callable[[], object]:
+            return lambda: vision_rows.layer_norm_quantize(
+                hidden, weight, bias, weights.eps, codes, scales, programmatic=early
+            )
+
+        def linear(source: Tensor, layer: Int8Linear, out: Tensor, **options: bool) -> None:
+            bound = BoundLinear(source, layer.weight, layer.weight_scale, layer.bias, **options)
+            residual = out if options.get("residual") else None
+            steps.append(lambda: bound.launch(scales, out, residual, programmatic=early))
+
+        for block in weights.blocks:
+            steps.append(norm(block.norm1_weight, block.norm1_bias))
+            linear(codes, block.qkv, qkv)
+            steps.append(lambda: attend.launch(programmatic=early))
+            steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
+            linear(codes, block.out, hidden, residual=True)
+            steps.append(norm(block.norm2_weight, block.norm2_bias))
+            linear(codes, block.fc1, inner, gelu=True)
+            steps.append(
+                lambda: vision_rows.quantize(inner, wide_codes, scales, programmatic=early)
+            )
+            linear(wide_codes, block.fc2, hidden, residual=True)
+        return steps

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launches the Hopper int8 GEMM: tile shapes by problem size, copy-engine maps, grids."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvila_ros.kernels import build, driver
+
+SOURCE = "w8a8_hopper.cu"
+TILE_K = 128
+THREADS = 384
+CONSUMER_WARPS = 8
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the output is cut; see the source for what each means."""
+
+    tile_m: int
+    tile_n: int
+    stages: int
+    cluster_m: int = 1
+    cluster_n: int = 1
+    pingpong: bool = False
+    tail_n: int = 0  # width of the last column of tiles, where its products are narrower; 0: none
+
+    @property
+    def cluster(self) -> int:
+        """Blocks in a cluster."""
+        return self.cluster_m * self.cluster_n
+
+    @property
+    def shared_bytes(self) -> int:
+        """The ring, what lies behind it, and room to align."""
+        ring = self.stages * (self.tile_m + self.tile_n) * TILE_K
+        vectors = next((v for v in (8, 7, 6, 5) if self.tile_n % (8 * v) == 0), 2)
+        staging = CONSUMER_WARPS * 16 * 16 * (vectors // 2 * 2 + (3 if vectors % 2 else 1))
+        return ring + staging + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
+
+    def num_tiles(self, m: int, n: int) -> int:
+        """Tiles of whole clusters that cover (m, n)."""
+        return -(-m // (self.tile_m * self.cluster_m)) * -(-n // (self.tile_n * self.cluster_n))
+
+    def defines(self, gelu: bool, residual: bool) -> dict[str, int]:
+        """The source's defines."""
+        return {
+            "TILE_M": self.tile_m,
+            "TILE_N": self.tile_n,
+            "TAIL_N": self.tail_n or self.tile_n,
+            "STAGES": self.stages,
+            "CLUSTER_M": self.cluster_m,
+            "CLUSTER_N": self.cluster_n,
+            "PINGPONG": int(self.pingpong),
+            "GELU": int(gelu),
+            "RESIDUAL": int(residual),
+        }
+
+
+def choose_tiling(m: int, n: int, k: int) -> Tiling:
+    """The tiling for an (m, n, k) product, from measurement on an H100."""
+    if m > 2048:
+        return Tiling(128, 192, 5, 2, 1, pingpong=True)
+    if n > 2304:
+        return Tiling(128, 192, 5)
+    return Tiling(128, 80, 6)
+
+
+class HopperGemm:
+    """One product with its buffers bound: maps are made once, `launch` only queues."""
+
+    def __init__(
+        self,
+        codes: Tensor,
+        weight: Tensor,
+        tiling: Tiling,
+        *,
+        gelu: bool = False,
+        residual: bool = False,
+        extra_defines: Mapping[str, object] | None = None,
+    ) -> None:
+        """codes (M, K) int8, weight (N, K) int8; K a multiple of 16, N of 8."""
+        self.m, self.k = codes.shape
+        self.n = weight.shape[0]
+        assert self.k % 16 == 0 and self.n % 8 == 0, (self.m, self.n, self.k)
+        self.tiling = tiling
+        defines = {**tiling.defines(gelu, residual), **(extra_defines or {})}
+        self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
+        self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
+        self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
+        clusters = _num_multiprocessors(codes.device) // tiling.cluster
+        self._blocks = min(clusters, tiling.num_tiles(self.m, self.n)) * tiling.cluster
+
+    def launch(
+        self,
+        scales: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor,
+        out: Tensor,
+        residual: Tensor | None = None,
+        *,
+        programmatic: bool = False,
+    ) -> Tensor:
+        """(M,) float32, (N,) float32, (N,) float16 [, (M, N) float16] -> `out` (M, N) float16."""
+        arguments = [self._codes, self._weight, scales, weight_scale, bias, residual, out]
+        self._kernel.launch(
+            grid=(self._blocks,),
+            block=(THREADS,),
+            args=[*arguments, self.m, self.n, self.k],
+            shared_bytes=self.tiling.shared_bytes,
+            programmatic=programmatic,
+        )
+        return out
+
+
+@functools.cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decoder of the engine: reads many rows into the fixed cache, or steps token by token.
+
+Letters: M rows of one pass, D width, S places of the cache, R rows of a tree of answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nvila_ros.kernels import prefill
+from nvila_ros.models.runtime_cache import FixedCache, on_device
+from nvila_ros.models.runtime_graphs import GraphPool
+from nvila_ros.models.runtime_layers import feed_forward, multiply, next_token, queries
+from nvila_ros.models.runtime_step import make_step
+from nvila_ros.models.runtime_weights import DecoderWeights
+from nvila_ros.models.trie import TokenTrie
+
+STEPS_AT_ONCE = 8  # tokens decoded between two looks at them
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of one pass stand; the first `num_prompt` are causal, a tree's rows follow."""
+
+    num_prompt: int
+    num_keys: int  # places of the cache in use after the prompt's rows
+    positions: Tensor  # (M,) int32: what the angles count
+    slots: Tensor  # (M,) int32: places in the cache
+    tree_mask: Tensor | None  # (R, num_keys + R) bool: where a tree's row may look
+
+
+def lay_out(start: int, num_prompt: int, tree: TokenTrie | None, device: torch.device) -> Rows:
+    """Rows that follow `start` kept ones: a prompt's, then all rows of a tree after it."""
+    num_keys = start + num_prompt
+    places = list(range(start, num_keys))
+    if tree is None or not tree.tokens:
+        slots = on_device(places, torch.int32, device)
+        return Rows(num_prompt, num_keys, slots, slots, None)
+    num_rows = len(tree.tokens)
+    positions = places + [num_keys + depth for depth in tree.depths]
+    places += range(num_keys, num_keys + num_rows)
+    mask = torch.cat((torch.ones(num_rows, num_keys, dtype=torch.bool), tree.visibility), dim=1)
+    both = on_device([positions, places], torch.int32, device)
+    return Rows(num_prompt, num_keys, both[0], both[1], mask.to(device, non_blocking=True))
+
+
+class Decoder:
+    """Weights and cache; every pass writes the cache, none of them waits for the device."""
+
+    def __init__(self, weights: DecoderWeights, cache: FixedCache, pool: GraphPool) -> None:
+        self.weights = weights
+        self.cache = cache
+        self.step = make_step(weights, cache)
+        self._pool = pool
+        self._launch = self.step.launch
+        self._num_kept = 0  # rows before the answer
+
+    def prepare(self) -> None:
+        """Captures the step; what the cache holds at its first places is lost."""
+        self.step.begin(torch.zeros(1, dtype=torch.int32, device=self.weights.device), 0)
+        self._launch = self._pool.capture(self.step.launch)
+
+    def read(self, embeds: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
+        """(M, D) embeddings -> hidden states of the wanted rows (W,) before the final norm (W, D).
+
+        The last layer's outputs are computed for these alone.
+        """
+        weights, eps = self.weights, self.weights.config.rms_norm_eps
+        hidden = embeds
+        for index, layer in enumerate(weights.layers):
+            mixed = self._attend(index, hidden, rows)
+            if index == len(weights.layers) - 1:
+                hidden, mixed = hidden[wanted], mixed[wanted]
+            hidden = feed_forward(layer, eps, multiply(mixed, layer.output, residual=hidden))
+        return hidden
+
+    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """(W, D) states before the final norm, (A,) int64 -> (W, A) float32 scores."""
+        weights = self.weights
+        normed = prefill.rms_norm(hidden, weights.norm, weights.config.rms_norm_eps)
+        return normed.float() @ weights.head.rows(tokens).t()
+
+    def begin(self, hidden: Tensor, num_kept: int) -> None:
+        """The first token of an answer, from the state (1, D) that ended `num_kept` rows."""
+        self._num_kept = num_kept
+        self.step.begin(next_token(self.weights, hidden), num_kept)
+
+    def steps(self, first: int, count: int) -> list[int]:
+        """Tokens `first` to `first + count` of the answer; steps run up to the last of them."""
+        for _ in range(count if first else count - 1):
+            self._launch()
+        begin = self._num_kept + first
+        return self.step.history[begin : begin + count].tolist()
+
+    def _attend(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+        """(M, D) -> mixed values (M, H d): the prompt's rows are causal, the tree's have a mask."""
+        keys, values = self.cache.keys[index], self.cache.values[index]
+        query = queries(self.weights, self.cache, index, hidden, rows.positions, rows.slots)
+        prompt = prefill.attention_rows(query[: rows.num_prompt], keys, values, rows.num_keys)
+        mask = rows.tree_mask
+        if mask is None:
+            return prompt
+        tree = query[rows.num_prompt :].contiguous()
+        return torch.cat((prompt, prefill.attention_rows(tree, keys, values, mask.shape[1], mask)))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the inputs of linears look like over the calibration prompts, gathered by hooks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nvila_ros.training.quantize.rounding import GROUP
+
+
+class InputStatistics:
+    """Running figures of one linear's inputs (rows, K) in float32.
+
+    mean_magnitude (K,): mean |x| of each channel; largest (K,): max |x|
+    gram (G, 128, 128): mean x x^T inside each group of inputs, for linears with whole groups
+    """
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self._sum_magnitude: Tensor | None = None
+        self._sum_gram: Tensor | None = None
+        self._largest: Tensor | None = None
+
+    def add(self, inputs: Tensor, *, with_gram: bool) -> None:
+        """Takes (..., K)."""
+        rows = inputs.detach().flatten(0, -2).float()
+        magnitude = rows.abs()
+        largest, total = magnitude.amax(0), magnitude.sum(0)
+        self.num_rows += rows.shape[0]
+        if self._sum_magnitude is None or self._largest is None:
+            self._sum_magnitude, self._largest = total, largest
+        else:
+            self._sum_magnitude += total
+            self._largest = torch.maximum(self._largest, largest)
+        if with_gram:
+            groups = rows.unflatten(1, (-1, GROUP)).transpose(0, 1)  # (G, rows, 128)
+            gram = groups.transpose(1, 2) @ groups
+            self._sum_gram = gram if self._sum_gram is None else self._sum_gram.add_(gram)
+
+    @property
+    def mean_magnitude(self) -> Tensor:
+        """(K,) float32."""
+        assert self._sum_magnitude is not None, "no prompt was seen"
+        return self._sum_magnitude / self.num_rows
+
+    @property
+    def largest(self) -> Tensor:
+        """(K,) float32."""
+        assert self._largest is not None, "no prompt was seen"
+        return self._largest
+
+    def gram(self, divisor: Tensor | None = None) -> Tensor:
+        """(G, 128, 128) of the inputs, or of the inputs divided by (K,) per channel."""
+        assert self._sum_gram is not None, "the second moments were not asked for"
+        gram = self._sum_gram / self.num_rows
+        if divisor is None:
+            return gram
+        parts = divisor.unflatten(0, (-1, GROUP))  # (G, 128)
+        return gram / (parts.unsqueeze(2) * parts.unsqueeze(1))
+
+
+class Recorder:
+    """Watches named linears of a layer; `kept` inputs are stored whole for the search."""
+
+    def __init__(self, layer: nn.Module, names: tuple[str, ...], *, with_gram: bool) -> None:
+        self._layer = layer
+        self._with_gram = with_gram
+        self.statistics = {name: InputStatistics() for name in names}
+        self.kept: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.is_keeping = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Every forward pass of the layer inside counts."""
+        handles = [
+            self._layer.get_submodule(name).register_forward_pre_hook(self._hook(name))
+            for name in self.statistics
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.statistics[name].add(inputs[0], with_gram=self._with_gram)
+            if self.is_keeping:
+                self.kept[name].append(inputs[0].detach())
+
+        return look
