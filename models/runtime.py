@@ -19,8 +19,8 @@ from nvila_ros.models.footprint import num_prompt_tokens
 from nvila_ros.models.generate import Choice, weigh
 from nvila_ros.models.nvila import Nvila, without_skipped
 from nvila_ros.models.runtime_cache import FixedCache, Sequence1D, fuse, on_device
-from nvila_ros.models.runtime_decoder import STEPS_AT_ONCE, Decoder, lay_out
-from nvila_ros.models.runtime_graphs import GraphedFunction, GraphPool
+from nvila_ros.models.runtime_decoder import STEPS_AT_ONCE, Decoder
+from nvila_ros.models.runtime_graphs import GraphPool, Graphs
 from nvila_ros.models.runtime_memory import EngineMemory, check_room, out_of_memory
 from nvila_ros.models.runtime_vision import make_encoder
 from nvila_ros.models.runtime_weights import DecoderWeights, pack_decoder, quantize_tower
@@ -65,7 +65,8 @@ class Engine:
         self._weights = weights
         self._encode_tiles = encode_tiles
         self._pool = GraphPool(weights.device)
-        self._encode = GraphedFunction(encode, self._pool)
+        self._encode = encode
+        self._vision_graphs = Graphs(self._pool)
         self._other_bytes = other_bytes
         self._make_decoder(max_tokens or default_places(config))
 
@@ -135,7 +136,8 @@ class Engine:
         vision = self.config.vision
         shape = (vision.num_channels, vision.image_size, vision.image_size)
         for count in dict.fromkeys((1, self.max_frames)):
-            self._encode.prepare(torch.zeros(count, *shape, device=self.device, dtype=self.dtype))
+            pixels = torch.zeros(count, *shape, device=self.device, dtype=self.dtype)
+            self._vision_graphs.prepare(count, self._encode, pixels)
 
     @torch.inference_mode()
     def warm_up_decoder(self) -> None:
@@ -145,13 +147,23 @@ class Engine:
             for count in (*WARM_UP_ROWS, num_prompt_tokens(self.config, self.max_frames)):
                 self._cache.hold(Sequence1D(()))
                 self._read(Sequence1D((0,) * min(count, self.max_tokens)))
+            self._decoder.forget_layouts()
         self._cache.hold(Sequence1D(()))
+
+    @torch.inference_mode()
+    def catch_up(self) -> None:
+        """Captures what was met once, while nobody waits: the robot moves."""
+        self._vision_graphs.catch_up()
+        self._decoder.catch_up()
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) in [-1, 1] -> (F, T, D) features of frames that are one tile each."""
         pixels = pixels.to(self.device, self.dtype, non_blocking=True)
-        parts = [self._encode(part) for part in pixels.split(self.max_frames)]
+        parts = [
+            self._vision_graphs.run(len(part), lambda: self._encode, part)
+            for part in pixels.split(self.max_frames)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
@@ -236,10 +248,9 @@ class Engine:
         if tree is not None and tree.tokens:
             embeds = torch.cat((embeds, self.embed_text(tree.tokens)))
         nodes = [-1] if tree is None else [branch.node for branch in tree.branches]
-        wanted = on_device([num_prompt + node for node in nodes], torch.long, self.device)
-        rows = lay_out(start, num_prompt, tree, self.device)
+        wanted = [num_prompt + node for node in nodes]
         with out_of_memory(self.config, self.device, self.max_frames):
-            states = self._decoder.read(embeds, rows, wanted)
+            states = self._decoder.read(embeds, start, tree, wanted)
         self._cache.hold(prompt)
         return states
 

@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 class InferenceEngine(Network, Protocol):
     """What policy and questions need, whoever computes it."""
 
+    def catch_up(self) -> None:
+        """Does what makes later calls faster, while nobody waits."""
+
     def choose(
         self,
         input_ids: Sequence[int] | Tensor,
@@ -86,6 +89,9 @@ class TorchEngine:
     def embed_text(self, ids: Sequence[int]) -> Tensor:
         """See `Nvila.embed_text`."""
         return self.model.embed_text(ids)
+
+    def catch_up(self) -> None:
+        """There is nothing to do."""
 
     def choose(
         self,

@@ -6,6 +6,7 @@ Letters: M rows of one pass, D width, S places of the cache, R rows of a tree of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from nvila_ros.kernels import prefill
 from nvila_ros.models.runtime_cache import FixedCache, on_device
-from nvila_ros.models.runtime_graphs import GraphPool
+from nvila_ros.models.runtime_graphs import Function, GraphPool, Graphs
 from nvila_ros.models.runtime_layers import feed_forward, multiply, next_token, queries
 from nvila_ros.models.runtime_step import make_step
 from nvila_ros.models.runtime_weights import DecoderWeights
@@ -56,6 +57,7 @@ class Decoder:
         self.cache = cache
         self.step = make_step(weights, cache)
         self._pool = pool
+        self._reads = Graphs(pool)
         self._launch = self.step.launch
         self._num_kept = 0  # rows before the answer
 
@@ -64,11 +66,32 @@ class Decoder:
         self.step.begin(torch.zeros(1, dtype=torch.int32, device=self.weights.device), 0)
         self._launch = self._pool.capture(self.step.launch)
 
-    def read(self, embeds: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
-        """(M, D) embeddings -> hidden states of the wanted rows (W,) before the final norm (W, D).
+    def read(
+        self, embeds: Tensor, start: int, tree: TokenTrie | None, wanted: Sequence[int]
+    ) -> Tensor:
+        """(M, D) rows after `start` kept ones -> wanted rows' states before the final norm (W, D).
 
-        The last layer's outputs are computed for these alone.
+        The last rows are the tree's. A layout that comes again is replayed as a graph.
         """
+
+        def make() -> Function:
+            num_prompt = len(embeds) - (len(tree.tokens) if tree else 0)
+            rows = lay_out(start, num_prompt, tree, embeds.device)
+            places = on_device(wanted, torch.long, embeds.device)
+            return lambda inputs: self._read(inputs, rows, places)
+
+        return self._reads.run((len(embeds), start, tree, tuple(wanted)), make, embeds)
+
+    def catch_up(self) -> None:
+        """Captures the layouts that were read once, when there is time for it."""
+        self._reads.catch_up()
+
+    def forget_layouts(self) -> None:
+        """Layouts of a warm-up need no graphs."""
+        self._reads = Graphs(self._pool)
+
+    def _read(self, embeds: Tensor, rows: Rows, wanted: Tensor) -> Tensor:
+        """The last layer's outputs are computed for the wanted rows alone."""
         weights, eps = self.weights, self.weights.config.rms_norm_eps
         hidden = embeds
         for index, layer in enumerate(weights.layers):

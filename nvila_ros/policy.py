@@ -155,7 +155,9 @@ class NavigationPolicy:
         """Encodes sampled frames that no decision has shown yet; returns how many."""
         with self._lock:
             frames = self._history.without_features()
-        return self._encode(frames)
+        num_encoded = self._encode(frames)
+        self._engine.catch_up()
+        return num_encoded
 
     @torch.inference_mode()
     def _encode(self, frames: Sequence[Frame]) -> int:

@@ -116,11 +116,13 @@ def prefill(engine: Engine) -> dict[str, float]:
     """1,088 embeddings into an empty cache, the last state out."""
     width = engine.config.language.hidden_size
     embeds = torch.randn(PROMPT_TOKENS, width, device=engine.device, dtype=torch.float16)
-    last = torch.tensor([PROMPT_TOKENS - 1], device=engine.device)
+    last = [PROMPT_TOKENS - 1]
     rows = lay_out(0, PROMPT_TOKENS, None, engine.device)
-    time_ms = events_ms(lambda: engine._decoder.read(embeds, rows, last), 7)
+    places = torch.tensor(last, device=engine.device)
+    launched = events_ms(lambda: engine._decoder._read(embeds, rows, places), 7)
+    replayed = events_ms(lambda: engine._decoder.read(embeds, 0, None, last), 7)
     engine._cache.hold(Sequence1D(()))
-    return {"prefill_1088_ms": time_ms}
+    return {"prefill_1088_ms": replayed, "prefill_1088_without_graph_ms": launched}
 
 
 def decode(engine: Engine) -> dict[str, float]:
@@ -162,6 +164,7 @@ def decide(engine: Engine) -> dict[str, Any]:
         engine.choose(ids, media, trie)
         times.append(1e3 * (time.perf_counter() - begin_s))
         fresh.append(len(engine._cache.held) - shared)
+        engine.catch_up()  # as the policy does while the robot moves
 
     def first() -> None:
         engine._cache.hold(Sequence1D(()))
@@ -173,7 +176,8 @@ def decide(engine: Engine) -> dict[str, Any]:
         "tree_rows": len(trie.tail.tokens),
         "new_tokens_p50": statistics.median(fresh),
         "decision_p50_ms": statistics.median(times),
-        "decision_max_ms": max(times[1:]),
+        "decision_p95_ms": float(np.percentile(times, 95)),
+        "decision_max_ms": max(times),
         "decision_nothing_kept_ms": wall_ms(first, 5) ,
         "preprocess_one_frame_ms": wall_ms(lambda: frame_pixels(camera, config), 10),
     }  # fmt: skip
