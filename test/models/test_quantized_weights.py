@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,10 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.kernels import packing
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models import weights
+from nvila_ros.models.ask import ask_pictures
+from nvila_ros.models.convert import convert
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.runtime_backend import TorchEngine
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 
@@ -141,6 +145,29 @@ def test_what_was_saved_loads_identically(folder, layout, tmp_path):
     expected, found = first.state_dict(), second.state_dict()
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_converted_loads_identically(folder, layout, tmp_path):
+    pack_decoder(folder, layout)
+    target = convert(folder, tmp_path / "again", shard_bytes=50_000)
+    expected, found = (weights.load(path)[0].state_dict() for path in (folder, target))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert {tensor.dtype for tensor in expected.values()} >= {torch.int32, torch.uint8}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_asked_about_a_picture(folder, layout):
+    reference, tokenizer = weights.load(folder)
+    dense = pack_decoder(folder, layout)
+    for key, value in dense.items():
+        reference.llm.get_parameter(key).data.copy_(value)
+    picture = np.random.default_rng(5).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    question = (tokenizer, [picture], "What is this?", 6)
+    model, _ = weights.load(folder)
+    answers = [ask_pictures(TorchEngine(each), *question)["answer"] for each in (reference, model)]
+    assert answers[0] == answers[1] != ""
 
 
 def test_no_dense_copy_of_the_packed_linears_is_loaded(folder):
