@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nvila_ros.models.headers import DTYPES, read_header
 
-CHUNK_BYTES = 16 << 20  # converted and read ahead at a time
+CHUNK_BYTES = 8 << 20  # converted and read ahead at a time
 AHEAD_BYTES = 128 << 20  # the disk works this far ahead of the processor
 HUGE_PAGE_BYTES = 2 << 20
 # Of Linux; Python 3.10's mmap does not name them.

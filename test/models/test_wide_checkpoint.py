@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of NVILA-Lite-8B's widths with one layer each: written in shards, loaded, and how much
+memory the host needs beside what it loads, as the kernel counts it in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nvila_ros.models import weights
+from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
+from nvila_ros.models.config_saving import save_config
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.part_files import PARTS
+from nvila_ros.models.writing import PartWriter
+
+SHARD_BYTES = {"bf16": 300_000_000, "awq_gemm": 100_000_000}
+POOL = 1 << 22
+
+# Takes every tensor as a float16 network would on a CPU and drops it; prints the high-water mark.
+STREAM = """
+import json, sys, torch
+from pathlib import Path
+from nvila_ros.models import weights
+
+def resident(name):
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if name in l)
+    return 1024 * int(line.split()[1])
+
+_, _, readers = weights.open_checkpoint(sys.argv[1])
+torch.ones(64, 64).half().float().int().bitwise_and_(1)
+before = resident("VmRSS")
+for reader in readers.values():
+    for item in reader.stream(torch.float16, torch.device("cpu")):
+        del item
+print(json.dumps({"extra": resident("VmHWM") - before}))
+"""
+
+
+def wide_config(vocab_size, quantization):
+    vision = VisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        image_size=448,
+        patch_size=14,
+    )
+    language = LanguageConfig(
+        vocab_size=vocab_size,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=1,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        head_dim=128,
+        max_position_embeddings=32_768,
+        model_max_length=4096,
+        rope_theta=1e6,
+        quantization=quantization,
+    )
+    return NvilaConfig(
+        vision=vision,
+        language=language,
+        mm_projector_type="mlp_downsample_3x3_fix",
+        image_aspect_ratio="dynamic",
+    )
+
+
+@pytest.fixture(scope="module", params=["bf16", "awq_gemm"])
+def folder(request, tokenizer, tmp_path_factory):
+    """Random numbers in bf16, or int4 codes with scales in float16."""
+    folder = tmp_path_factory.mktemp(f"wide_{request.param}")
+    quantization = None if request.param == "bf16" else QuantizationConfig(layout="awq_gemm")
+    config = wide_config(tokenizer.vocab_size, quantization)
+    save_config(folder, config, "bfloat16")
+    tokenizer.save(folder / "llm")
+    floats = torch.randn(POOL).mul_(0.02)
+    words = torch.randint(-(2**31), 2**31, (POOL,)).int()
+    with torch.device("meta"):
+        model = Nvila(config)
+    for part in PARTS:
+        module = model.get_submodule(part)
+        tensors = weights.stored_specifications(module, config.language, torch.bfloat16)
+        with PartWriter(folder / part, tensors, SHARD_BYTES[request.param]) as writer:
+            for key, (dtype, shape) in tensors.items():
+                count = torch.Size(shape).numel()
+                pool = words if dtype == torch.int32 else floats
+                writer.write(key, pool.repeat(-(-count // POOL))[:count].view(shape))
+            writer.finish()
+    return folder
+
+
+def stored(folder, key):
+    index = json.loads((folder / "llm" / "model.safetensors.index.json").read_text())
+    with safe_open(folder / "llm" / index["weight_map"][key], framework="pt") as file:
+        return file.get_tensor(key)
+
+
+def test_it_loads_in_its_own_precision_and_in_another(folder, one_thread):
+    key = "model.embed_tokens.weight"
+    own, _ = weights.load(folder, dtype=torch.bfloat16)
+    assert torch.equal(own.llm.get_parameter(key), stored(folder, key))
+    half, _ = weights.load(folder, dtype=torch.float16)
+    assert torch.equal(half.llm.get_parameter(key), stored(folder, key).half())
+    name = "model.layers.0.mlp.down_proj"
+    linear = half.llm.get_submodule(name)
+    if own.config.language.quantization is None:
+        assert torch.equal(linear.weight, stored(folder, f"{name}.weight").half())
+        assert torch.equal(own.llm.get_submodule(name).weight, stored(folder, f"{name}.weight"))
+    else:
+        assert torch.equal(linear.scales, stored(folder, f"{name}.scales").t())
+        codes = stored(folder, f"{name}.qweight")  # (K, N / 8)
+        assert torch.equal(linear.qweight[0, 0] & 15, codes[0, 0] & 15)
+        assert torch.equal((linear.qweight[1, 0] >> 4) & 15, (codes[1, 0] >> 16) & 15)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_takes_less_memory_than_a_shard(folder):
+    command = [sys.executable, "-c", STREAM, str(folder)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    largest = max(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    extra = json.loads(output)["extra"]
+    assert extra <= 1.2 * largest, f"{extra / 1e6:.0f} MB beside files of {largest / 1e6:.0f} MB"
