@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes a network's sizes as the JSON files of the released three-folder layout."""
+"""Reads a network's sizes from the JSON files of the released three-folder layout."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.config import (
     DOWNSAMPLE_RATES,
     LanguageConfig,
@@ -16,21 +16,26 @@ from nvila_ros.models.config import (
     QuantizationConfig,
     VisionConfig,
 )
-from nvila_ros.models.encoder_config import read_encoders, write_encoders
-from nvila_ros.models.quantization import read_quantization, write_quantization
-from nvila_ros.models.quantization_int8 import read_int8, write_int8
+from nvila_ros.models.encoder_config import read_encoders
+from nvila_ros.models.quantization import read_quantization
+from nvila_ros.models.quantization_int8 import read_int8
+
+FAMILIES = ("llava_llama", "vila")  # the released folders' model_type, and remote code's
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a checkpoint, or a CheckpointError that names the file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} is missing; point model_path at a folder in the released layout"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); copy the file again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds no JSON object; copy the file again")
+    return data
 
 
 def _require(mapping: dict[str, Any], key: str, path: Path) -> Any:
@@ -126,11 +131,40 @@ def _check_features(path: Path, data: dict[str, Any], image_size: int) -> None:
             )
 
 
+def _check_family(folder: Path, path: Path, data: dict[str, Any]) -> None:
+    """Refuse what is no VILA, and VILA in a layout without the three folders."""
+    model_type = data.get("model_type")
+    if model_type in ("qwen2", "llama", "siglip_vision_model", "v2l_projector"):
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}, which is one part of a checkpoint; point at "
+            f"the folder above it ({folder.resolve().parent})"
+        )
+    if model_type not in (None, *FAMILIES):
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}; one of {', '.join(map(repr, FAMILIES))} "
+            "(NVILA, NVILA-Lite, NVILA-Video, NaVILA) is expected"
+        )
+    if not any((folder / part).is_dir() for part in ("llm", "vision_tower", "mm_projector")):
+        raise CheckpointError(
+            f"{folder} has none of the folders llm, vision_tower and mm_projector; a checkpoint in "
+            "one piece, such as those that end in -hf, is not read: take the one of the same name "
+            "without -hf"
+        )
+
+
 def load_config(folder: Path | str) -> NvilaConfig:
     """Read the JSON files of a released three-folder checkpoint."""
     folder = Path(folder)
+    try:
+        return _load_config(folder)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.json'} and those of its parts: {error}") from None
+
+
+def _load_config(folder: Path) -> NvilaConfig:
     path = folder / "config.json"
     data = read_json(path)
+    _check_family(folder, path, data)
     projector_path = folder / "mm_projector" / "config.json"
     projector = read_json(projector_path)
     language = read_language(folder / "llm" / "config.json")
@@ -168,98 +202,3 @@ def load_config(folder: Path | str) -> NvilaConfig:
         time_token_format=data.get("time_token_format") or "<t{t}>",
         **read_encoders(data, path, language),
     )
-
-
-def save_config(folder: Path | str, config: NvilaConfig, dtype: str) -> None:
-    """Write the JSON files; Hugging Face's classes read those of `llm/` and `vision_tower/`."""
-    folder = Path(folder)
-    projector = {
-        "architectures": ["MultimodalProjector"],
-        "model_type": "v2l_projector",
-        "mm_projector_type": config.mm_projector_type,
-        "torch_dtype": dtype,
-    }
-    parts = {
-        "config.json": _top_level(config, dtype),
-        "llm/config.json": _language(config.language, dtype),
-        "vision_tower/config.json": _vision(config.vision, dtype),
-        "vision_tower/preprocessor_config.json": _preprocessor(config),
-        "mm_projector/config.json": projector,
-    }
-    for name, data in parts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
-    return {
-        **write_encoders(config),
-        "dynamic_s2": bool(config.s2_scales),
-        "fps": config.video_rate_hz,
-        "hidden_size": config.language.hidden_size,
-        "image_aspect_ratio": config.image_aspect_ratio,
-        "max_tiles": config.max_tiles,
-        "min_tiles": config.min_tiles,
-        "mm_hidden_size": config.mm_hidden_size,
-        "mm_vision_select_feature": "cls_patch",
-        "mm_vision_select_layer": config.mm_vision_select_layer,
-        "model_dtype": f"torch.{dtype}",
-        "num_time_tokens": config.num_time_tokens,
-        "num_video_frames": config.num_video_frames,
-        "s2_resize_output_to_scale_idx": config.s2_output_scale,
-        "s2_scales": ",".join(str(scale) for scale in config.s2_scales),
-        "time_token_format": config.time_token_format,
-        "video_max_tiles": config.video_max_tiles,
-    }
-
-
-def _language(config: LanguageConfig, dtype: str) -> dict[str, Any]:
-    data = asdict(config)
-    qkv_bias = data.pop("qkv_bias")
-    factor = data.pop("rope_linear_factor")
-    del data["quantization"]
-    quantized = (
-        {"quantization_config": write_quantization(config.quantization)}
-        if config.quantization
-        else {}
-    )
-    is_qwen2 = config.model_type == "qwen2"
-    return {
-        "architectures": ["Qwen2ForCausalLM" if is_qwen2 else "LlamaForCausalLM"],
-        **data,
-        **({} if is_qwen2 else {"attention_bias": qkv_bias}),
-        "hidden_act": "silu",
-        "rope_scaling": None if factor == 1.0 else {"type": "linear", "factor": factor},
-        "torch_dtype": dtype,
-        **quantized,
-    }
-
-
-def _vision(config: VisionConfig, dtype: str) -> dict[str, Any]:
-    data = asdict(config)
-    del data["quantization"]
-    if config.quantization:
-        data["quantization_config"] = write_int8(config.quantization)
-    return {
-        "architectures": ["SiglipVisionModel"],
-        "model_type": "siglip_vision_model",
-        "vision_use_head": False,
-        "torch_dtype": dtype,
-        **data,
-    }
-
-
-def _preprocessor(config: NvilaConfig) -> dict[str, Any]:
-    side = config.vision.image_size
-    return {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"height": side, "width": side},
-    }

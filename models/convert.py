@@ -17,7 +17,7 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.kernels.w8a8 import W8A8Linear
 from nvila_ros.models.config import LanguageConfig
-from nvila_ros.models.config_files import save_config
+from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.headers import DTYPES, SCALING_SUFFIXES, StoredTensor, read_headers
 from nvila_ros.models.part_files import PARTS, checkpoint_folder
 from nvila_ros.models.pickles import has_only_pickles, open_pickles

@@ -55,6 +55,16 @@ class Entry:
         """What the file's header says of it."""
         return self.source.tensors[self.name]
 
+    @property
+    def begin(self) -> int:
+        """Of its bytes in the file."""
+        return self.stored.begin
+
+    @property
+    def end(self) -> int:
+        """After its last byte."""
+        return self.begin + self.stored.num_bytes
+
 
 Place = Callable[[Tensor, torch.dtype, Callable[[int], None]], Tensor]
 
@@ -147,42 +157,48 @@ class PartReader:
         return ordered
 
     def stream(
-        self, dtype: torch.dtype | None, place: Place | torch.device
+        self, dtype: torch.dtype | None, device: torch.device
     ) -> Iterator[tuple[str, Tensor]]:
-        """The network's (key, tensor), floats as `dtype` (None: as stored), where `place` says.
+        """The network's (key, tensor) on `device`, floats as `dtype` (None: as stored).
 
         On a CPU a tensor that needs no other dtype is a view of its file. Nothing else is kept:
         what one step gave may be dropped before the next.
         """
-        if isinstance(place, torch.device):
-            place = Placement(place)
-        ranges = [_range(entry) for entry in self.entries if isinstance(entry.source, MappedFile)]
-        waiting: list[Entry] = []
+        waiting: list[Entry] = []  # of a quantized linear, until it is whole
+        for entry, tensor in self.placed(dtype, Placement(device)):
+            waiting.append(entry)
+            if entry.key in self.packed.shapes:
+                state = self.packed.add(entry.source.path, entry.key, tensor)
+                if not state:
+                    continue
+                yield from state.items()
+                state.clear()
+            else:
+                yield entry.key, tensor
+            del tensor
+            for done in waiting:
+                done.source.release(done.begin, done.end)
+            waiting.clear()
+
+    def placed(self, dtype: torch.dtype | None, place: Place) -> Iterator[tuple[Entry, Tensor]]:
+        """What each entry's `place` gives; quantized linears as they are stored."""
+        ranges = [
+            (entry.source.path, entry.begin, entry.end)
+            for entry in self.entries
+            if isinstance(entry.source, MappedFile)
+        ]
+        source = None
         with ReadAhead(ranges) as ahead:
-            source = None
             for entry in self.entries:
                 if source is not None and source is not entry.source:
                     source.close()
                 source = entry.source
-                view = entry.source.view(entry.name)
-                is_packed = entry.key in self.packed.shapes
-                wanted = view.dtype if is_packed or dtype is None else dtype
-                tensor = place(view, wanted, _progress(entry, ahead))
+                view = source.view(entry.name)
+                wanted = view.dtype
+                if dtype is not None and entry.key not in self.packed.shapes:
+                    wanted = dtype
+                yield entry, place(view, wanted, _progress(entry, ahead))
                 del view
-                waiting.append(entry)
-                if is_packed:
-                    linear = self.packed.add(entry.source.path, entry.key, tensor)
-                    if not linear:
-                        continue
-                    yield from linear.items()
-                    del linear
-                else:
-                    yield entry.key, tensor
-                del tensor
-                for done in waiting:
-                    _, begin, end = _range(done)
-                    done.source.release(begin, end)
-                waiting.clear()
 
 
 @dataclass(frozen=True)
@@ -206,14 +222,9 @@ class Placement:
         return target
 
 
-def _range(entry: Entry) -> tuple[Path, int, int]:
-    stored = entry.stored
-    return entry.source.path, stored.begin, stored.begin + stored.num_bytes
-
-
 def _progress(entry: Entry, ahead: ReadAhead) -> Callable[[int], None]:
     """To be called with how many more bytes of a tensor were copied out of its file."""
-    position = entry.stored.begin
+    position = entry.begin
 
     def used(num_bytes: int) -> None:
         nonlocal position

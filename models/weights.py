@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.kernels.w8a8 import W8A8Linear
 from nvila_ros.models.config import LanguageConfig, QuantizationConfig
-from nvila_ros.models.config_files import load_config, read_language, save_config
+from nvila_ros.models.config_files import load_config, read_language
+from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.language import LanguageModel
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.part_files import PARTS, checkpoint_folder

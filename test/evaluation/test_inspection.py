@@ -11,7 +11,7 @@ import torch
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation import inspection
 from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
-from nvila_ros.models.config_files import save_config
+from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.footprint import Gpu, footprints
 from nvila_ros.models.headers import read_header, read_part
 from nvila_ros.models.nvila import Nvila

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a checkpoint of NVILA-Lite-8B's size loads and what memory it takes beside the network.
+
+Random weights are written to the disk first and removed afterwards. Every load is a process of its
+own with nothing of the files in the page cache. Three kinds of it:
+
+device  what a GPU asks of the host: every byte is copied out of the mapped files into one small
+        buffer, as for the copy to the card, and dropped; converting is the card's work
+sink    every tensor is converted on the CPU as for a network in float16, and dropped
+cpu     `weights.load`, the network stays
+
+Memory is sampled every 5 ms from /proc/self/status. `extra` is the most that was resident at once
+(anonymous, and the files' mapped pages) above what there was before the load and beside the
+network's own tensors; it is given over the largest file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvila_ros.models import weights
+from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
+from nvila_ros.models.config_saving import save_config
+from nvila_ros.models.mapping import CHUNK_BYTES
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.part_files import PARTS
+from nvila_ros.models.writing import PartWriter
+from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
+
+SAMPLE_S = 0.005
+READ_BYTES = 16 << 20
+POOL_NUMBERS = 1 << 24
+KINDS = ("device", "sink", "cpu")
+
+
+def lite_8b(*, num_layers: int, is_int4: bool) -> NvilaConfig:
+    """NVILA-Lite-8B's sizes."""
+    return NvilaConfig(
+        vision=VisionConfig(
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+            image_size=448,
+            patch_size=14,
+        ),
+        language=LanguageConfig(
+            vocab_size=151_648,
+            hidden_size=3584,
+            intermediate_size=18_944,
+            num_hidden_layers=num_layers,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            head_dim=128,
+            max_position_embeddings=32_768,
+            model_max_length=4096,
+            rope_theta=1e6,
+            quantization=QuantizationConfig(layout="awq_gemm") if is_int4 else None,
+        ),
+        mm_projector_type="mlp_downsample_3x3_fix",
+        image_aspect_ratio="dynamic",
+    )
+
+
+def write_checkpoint(folder: Path, config: NvilaConfig) -> None:
+    """Random weights in bf16 (scales in fp16), tensor by tensor, in shards as released."""
+    save_config(folder, config, "bfloat16")
+    build_nano_tokenizer(["go"]).save(folder / "llm")
+    with torch.device("meta"):
+        model = Nvila(config)
+    generator = torch.Generator().manual_seed(0)
+    floats = torch.empty(POOL_NUMBERS).normal_(0, 0.02, generator=generator)
+    words = torch.randint(-(2**31), 2**31, (POOL_NUMBERS,), generator=generator).int()
+    pools = {torch.int32: words, torch.bfloat16: floats.bfloat16(), torch.float16: floats.half()}
+    for part in PARTS:
+        module = model.get_submodule(part)
+        tensors = weights.stored_specifications(module, config.language, torch.bfloat16)
+        with PartWriter(folder / part, tensors) as writer:
+            for key, (dtype, shape) in tensors.items():
+                count = torch.Size(shape).numel()
+                pool = pools[dtype]
+                writer.write(key, pool.repeat(-(-count // POOL_NUMBERS))[:count].view(shape))
+            writer.finish()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """In the order in which they are loaded."""
+    return [path for part in PARTS for path in sorted((folder / part).glob("*.safetensors"))]
+
+
+def drop_cache(paths: list[Path]) -> None:
+    """Take files out of the page cache."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def disk_rate(paths: list[Path]) -> float:
+    """Bytes per second of reading the files one after the other, cold."""
+    drop_cache(paths)
+    buffer = bytearray(READ_BYTES)
+    begin_s = time.perf_counter()
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        position = 0
+        while read := os.preadv(descriptor, [buffer], position):
+            position += read
+        os.close(descriptor)
+    return sum(path.stat().st_size for path in paths) / (time.perf_counter() - begin_s)
+
+
+def resident() -> dict[str, int]:
+    """Bytes of this process in memory: 'RssAnon' its own, 'RssFile' pages of mapped files."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    lines = (line.split() for line in text.splitlines() if line.startswith("Rss"))
+    return {name.rstrip(":"): 1024 * int(number) for name, number, _ in lines}
+
+
+class Watch:
+    """Peaks of memory above a start, beside tensors that are known to be kept."""
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.extra_anonymous = self.extra = 0
+        self._start = resident()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(SAMPLE_S):
+            kept, now = self.kept, resident()
+            anonymous = now["RssAnon"] - self._start["RssAnon"] - kept
+            mapped = now["RssFile"] - self._start["RssFile"]
+            self.extra_anonymous = max(self.extra_anonymous, anonymous)
+            self.extra = max(self.extra, anonymous + mapped)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Sample meanwhile."""
+        self._thread.start()
+        yield
+        self._stopped.set()
+        self._thread.join()
+
+
+def to_device(view: Tensor, dtype: torch.dtype, used: Callable[[int], None]) -> Tensor:
+    """The host's side of a copy to a card, which is not there: bytes into a buffer, then gone."""
+    flat = view.reshape(-1).view(torch.uint8)
+    for begin in range(0, flat.numel(), CHUNK_BYTES):
+        piece = flat[begin : begin + CHUNK_BYTES]
+        STAGING[: piece.numel()].copy_(piece)
+        used(piece.numel())
+    return torch.empty(view.shape, dtype=dtype, device="meta")
+
+
+STAGING = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
+
+
+def child(kind: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """One load; what it took."""
+    STAGING.zero_()
+    watch = Watch()
+    begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
+    with watch.running():
+        if kind == "cpu":
+            _load_watched(folder, dtype, watch)
+        else:
+            _, _, readers = weights.open_checkpoint(folder)
+            for reader in readers.values():
+                if kind == "device":
+                    consume(reader.placed(torch.float16, to_device))
+                else:
+                    consume(reader.stream(torch.float16, torch.device("cpu")))
+    return {
+        "seconds": time.perf_counter() - begin_s,
+        "cpu_seconds": time.process_time() - begin_cpu_s,
+        "extra_anonymous_bytes": watch.extra_anonymous,
+        "extra_bytes": watch.extra,
+        "network_bytes": watch.kept,
+    }
+
+
+def consume(items: Iterator[Any]) -> None:
+    """Take each, keep none."""
+    for item in items:
+        del item
+
+
+def _load_watched(folder: Path, dtype: torch.dtype, watch: Watch) -> None:
+    """As `weights.load`, telling the watch what the network keeps as it grows."""
+    model, _, readers = weights.open_checkpoint(folder)
+    for part, reader in readers.items():
+        state = {}
+        for key, tensor in reader.stream(dtype, torch.device("cpu")):
+            state[key] = tensor
+            watch.kept += tensor.nbytes
+        model.get_submodule(part).load_state_dict(state, assign=True)
+
+
+def measure(folder: Path, kinds: dict[str, str], num_runs: int) -> dict[str, Any]:
+    """Each kind of load beside the disk's own rate, both cold, in turns; the median run."""
+    paths = weight_files(folder)
+    total, largest = sum(p.stat().st_size for p in paths), max(p.stat().st_size for p in paths)
+    result: dict[str, Any] = {
+        "files": len(paths),
+        "gb": total / 1e9,
+        "largest_file_gb": largest / 1e9,
+    }
+    for kind, dtype in kinds.items():
+        runs, rates = [], []
+        for _ in range(num_runs):
+            rates.append(disk_rate(paths))
+            drop_cache(paths)
+            command = [sys.executable, __file__, "--child", kind, str(folder), dtype]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            runs.append(json.loads(output))
+        run = sorted(runs, key=lambda each: each["seconds"])[num_runs // 2]
+        rate = sorted(rates)[num_runs // 2]
+        result[kind] = {
+            "dtype": dtype,
+            "seconds": run["seconds"],
+            "cpu_seconds": run["cpu_seconds"],
+            "gb_per_s": total / run["seconds"] / 1e9,
+            "disk_gb_per_s": rate / 1e9,
+            "of_disk_rate": total / run["seconds"] / rate,
+            "extra_gb": run["extra_bytes"] / 1e9,
+            "extra_anonymous_gb": run["extra_anonymous_bytes"] / 1e9,
+            "extra_of_largest_file": run["extra_bytes"] / largest,
+            "network_gb": run["network_bytes"] / 1e9,
+            "all_seconds": [each["seconds"] for each in runs],
+        }
+        print(kind, json.dumps(result[kind]), file=sys.stderr, flush=True)
+    return result
+
+
+def run(num_runs: int = 3, place: Path | None = None, *, with_bf16: bool = True) -> dict[str, Any]:
+    """The int4 checkpoint and, of 16 GB, the bf16 one."""
+    results: dict[str, Any] = {"goal_extra_of_largest_file": 1.2}
+    cases = {
+        "awq_8b": (lite_8b(num_layers=28, is_int4=True), dict.fromkeys(KINDS, "float16")),
+        "bf16_8b": (
+            lite_8b(num_layers=28, is_int4=False),
+            {"device": "float16", "sink": "float16"},
+        ),
+    }
+    for name, (config, kinds) in cases.items():
+        if name == "bf16_8b" and not with_bf16:
+            continue
+        with tempfile.TemporaryDirectory(dir=place, prefix="bench_load_") as folder:
+            write_checkpoint(Path(folder), config)
+            results[name] = measure(Path(folder), kinds, num_runs)
+    return results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--place", type=Path, help="a folder on the disk that is measured")
+    parser.add_argument("--no-bf16", action="store_true", help="leave the 16 GB out")
+    parser.add_argument("--child", nargs=3, metavar=("KIND", "FOLDER", "DTYPE"))
+    options = parser.parse_args()
+    if options.child:
+        chosen, where, precision = options.child
+        print(json.dumps(child(chosen, Path(where), getattr(torch, precision))))
+    else:
+        print(json.dumps(run(options.runs, options.place, with_bf16=not options.no_bf16), indent=2))
