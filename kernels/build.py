@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 OLDEST_CAPABILITY = (8, 0)  # Ampere: cp.async, mma.sync on fp16 and int8
 # Modules whose function `ahead_of_time()` yields (source, defines) of what they load.
-FAMILIES = ("decode", "w4a16_gemm", "w8a8", "vision_attention")
+FAMILIES = ("decode", "w4a16_gemm", "prefill", "w8a8", "vision_attention")
 DIGEST_BYTES = 32  # a file of the cache begins with the SHA-256 of what follows
 
 _lock = threading.Lock()

@@ -8,16 +8,28 @@ on the host and may be captured. Off the GPU the slow twins answer, in any float
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nvila_ros.kernels import build, reference
+from nvila_ros.kernels import build, driver, prefill_attention, reference
 from nvila_ros.kernels.packing import RowsInt4
+from nvila_ros.kernels.prefill_attention import attention_rows
 from nvila_ros.kernels.w4a16_gemm import w4a16_gate_up, w4a16_matmul
+
+__all__ = [
+    "LayerShape",
+    "LayerWeights",
+    "attention_rows",
+    "dequantize",
+    "prefill_layer",
+    "rms_norm",
+    "rope_cache",
+    "silu_mul",
+]
 
 _SOURCE = "prefill.cu"
 _THREADS = 256
@@ -128,36 +140,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def attention_rows(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, num_keys: int, mask: Tensor | None = None
-) -> Tensor:
-    """q (M, H, d), caches (Hkv, S, d) -> (M, H d) over the first T = `num_keys` slots.
-
-    Without `mask` (M, T), row m sees the keys [0, T - M + m]; with it, those where it is True.
-    """
-    if not _has_kernel(query) or not len(query):
-        return reference.attention_rows(query, k_cache, v_cache, num_keys, mask)
-    keys, values = k_cache[None, :, :num_keys], v_cache[None, :, :num_keys]
-    if mask is None:
-        # The operator under SDPA: its causal rule counts from the end, heads are grouped inside.
-        mixed = torch.ops.aten._scaled_dot_product_flash_attention(
-            query.transpose(0, 1)[None], keys, values, 0.0, True
-        )[0]
-        return mixed[0].transpose(0, 1).flatten(1)
-    return _masked_attention(query, keys, values, mask)
-
-
-def _masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Query heads that share keys become rows of one head: nothing is repeated but the mask."""
-    num_rows, num_heads, width = query.shape
-    num_kv_heads = keys.shape[1]
-    shared = num_heads // num_kv_heads
-    grouped = query.view(num_rows, num_kv_heads, shared, width).permute(1, 2, 0, 3).flatten(1, 2)
-    rows = mask.expand(shared, *mask.shape).flatten(0, 1)
-    mixed = F.scaled_dot_product_attention(grouped[None], keys, values, attn_mask=rows)
-    return mixed.view(num_kv_heads, shared, num_rows, width).permute(2, 0, 1, 3).flatten(1)
-
-
 def dequantize(weight: RowsInt4, out: Tensor | None = None) -> Tensor:
     """The dense weight (N, K) in fp16: what library products of peers multiply."""
     if not build.is_fast(weight.qweight):
@@ -178,15 +160,23 @@ def dequantize(weight: RowsInt4, out: Tensor | None = None) -> Tensor:
 def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     """Sources and defines that `python -m nvila_ros.kernels.build` compiles."""
     yield _SOURCE, {}
+    yield from prefill_attention.ahead_of_time()
 
 
 def _has_kernel(values: Tensor) -> bool:
     return values.dtype == torch.float16 and build.is_fast(values)
 
 
+@functools.cache
+def _kernel(name: str, index: int) -> tuple[driver.Kernel, bool]:
+    """The function, and whether this GPU may begin it before the kernel ahead of it ends."""
+    is_overlapping = torch.cuda.get_device_capability(index) >= (9, 0)
+    return build.load(_SOURCE, None, index).kernel(name), is_overlapping
+
+
 def _launch(name: str, grid: tuple[int, ...], *args: Tensor | float) -> None:
     first = args[0]
     assert isinstance(first, Tensor)
     if 0 not in grid:
-        kernel = build.load(_SOURCE, None, first.device.index).kernel(name)
-        kernel.launch(grid=grid, block=(_THREADS,), args=args)
+        kernel, is_overlapping = _kernel(name, first.device.index)
+        kernel.launch(grid=grid, block=(_THREADS,), args=args, programmatic=is_overlapping)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.kernels import build, cpu_int4, reference
+from nvila_ros.kernels import build, cpu_int4, decode, reference
 from nvila_ros.kernels.packing import (
     CODES_PER_WORD,
     ROWS_GROUP,
@@ -19,6 +19,8 @@ from nvila_ros.kernels.packing import (
     to_rows,
 )
 from nvila_ros.kernels.w4a16_gemm import w4a16_matmul
+
+MOST_DECODE_ROWS = 8  # more rows are a prompt
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +72,8 @@ class W4A16Linear(nn.Module):
         """(..., K) float -> (..., N)."""
         if self._has_kernel(inputs):
             rows = inputs.reshape(-1, self.in_features)
-            return w4a16_matmul(rows, self._rows(), self.bias).unflatten(0, inputs.shape[:-1])
+            multiply = decode.w4a16_linear if len(rows) <= MOST_DECODE_ROWS else w4a16_matmul
+            return multiply(rows, self._rows(), self.bias).unflatten(0, inputs.shape[:-1])
         if inputs.device.type == "cpu" and not torch.is_grad_enabled():
             return cpu_int4.linear(inputs, self._on_cpu(inputs.dtype), self.bias)
         weight = self.int4_weight

@@ -19,7 +19,7 @@ from nvila_ros.kernels import build, driver, reference
 from nvila_ros.kernels.packing import ROWS_GROUP, RowsInt4
 from nvila_ros.kernels.w4a16_gemm_plan import (
     MOST_PARTIAL_VALUES,
-    MmaPlan,
+    HopperPlan,
     hopper_plan,
     mma_plan,
 )
@@ -27,6 +27,7 @@ from nvila_ros.kernels.w4a16_gemm_plan import (
 Accumulate = Literal["auto", "fp16", "fp32"]
 _THREADS = {"hopper": 384, "mma": 256}
 _MAX_FLAGS = 65536  # of tiles or blocks that share one; zero between launches
+_MOST_MAPS = 4096  # kept for the copy engine
 
 
 def w4a16_matmul(
@@ -58,24 +59,32 @@ def w4a16_matmul(
     return out
 
 
-def w4a16_gate_up(x: Tensor, weight: RowsInt4, out: Tensor | None = None) -> Tensor:
+def w4a16_gate_up(
+    x: Tensor, weight: RowsInt4, out: Tensor | None = None, accumulate: Accumulate = "auto"
+) -> Tensor:
     """(M, K) fp16, weight (2 I, K): gate rows, then up rows -> silu(gate) * up, (M, I) fp16."""
-    if _has_kernel(x) and _is_hopper(x.device.index) and x.shape[0] > 0:
-        _check(x, weight)
-        width = weight.num_outputs // 2
-        if out is None:
-            out = torch.empty(x.shape[0], width, dtype=x.dtype, device=x.device)
-        _launch_hopper(x, weight, None, None, out, is_gate_up=True)
+    if not _has_kernel(x):
+        result = reference.silu_mul(reference.w4a16_rows(x, weight))
+        return result if out is None else out.copy_(result)
+    _check(x, weight)
+    if out is None:
+        out = x.new_empty(x.shape[0], weight.num_outputs // 2)
+    if x.shape[0] == 0:
         return out
-    both = w4a16_matmul(x, weight)
-    result = reference.silu_mul(both)
-    return result if out is None else out.copy_(result)
+    if accumulate != "fp16" and _is_hopper(x.device.index):
+        _launch_hopper(x, weight, None, None, out, is_gate_up=True)
+    else:
+        is_half_sum = accumulate != "fp32"
+        _launch_mma(x, weight, None, None, out, is_half_sum=is_half_sum, is_gate_up=True)
+    return out
 
 
 def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     """Sources and defines that `python -m nvila_ros.kernels.build` compiles."""
-    for rows in (16, 64, 128, 1088):
-        yield "w4a16_mma.cu", mma_plan(rows, 3584, 28, 132).defines(is_half_sum=True)
+    for rows in (16, 64, 1088):
+        for is_gate_up in (False, True):
+            plan = mma_plan(rows, 3584, 28, 76, is_gate_up)
+            yield "w4a16_mma.cu", plan.defines(is_half_sum=True)
 
 
 def _has_kernel(x: Tensor) -> bool:
@@ -118,6 +127,18 @@ def _buffer(name: str, device: torch.device, num_values: int, dtype: torch.dtype
     return kept[-1]
 
 
+@functools.lru_cache(maxsize=4096)
+def _hopper_work(
+    index: int, num_tokens: int, num_rows: int, num_groups: int, is_gate_up: bool
+) -> tuple[HopperPlan, driver.Kernel, int]:
+    """What every product of a size has in common: plan, kernel, blocks."""
+    plan = hopper_plan(num_tokens, num_rows, num_groups, is_gate_up)
+    clusters = _num_multiprocessors(index) // plan.cluster
+    blocks = min(clusters, plan.num_tiles * num_groups) * plan.cluster
+    module = build.load("w4a16_hopper.cu", plan.defines(), index)
+    return plan, module.kernel("w4a16_hopper"), blocks
+
+
 def _launch_hopper(
     x: Tensor,
     weight: RowsInt4,
@@ -128,48 +149,43 @@ def _launch_hopper(
     is_gate_up: bool,
 ) -> None:
     num_tokens, num_rows, num_groups = x.shape[0], weight.num_outputs, weight.scale_zero.shape[1]
-    plan = hopper_plan(num_tokens, num_rows, num_groups, is_gate_up)
-    clusters = _num_multiprocessors(x.device.index) // plan.cluster
-    blocks = min(clusters, plan.num_tiles * num_groups) * plan.cluster
-    most = _num_multiprocessors(x.device.index) * MOST_PARTIAL_VALUES
-    partials = _buffer("partials", x.device, most, torch.float32)
-    flags = _buffer("flags", x.device, _MAX_FLAGS, torch.int32)
-    module = build.load("w4a16_hopper.cu", plan.defines(), x.device.index)
-    module.kernel("w4a16_hopper").launch(
+    index = x.device.index
+    plan, kernel, blocks = _hopper_work(index, num_tokens, num_rows, num_groups, is_gate_up)
+    most = _num_multiprocessors(index) * MOST_PARTIAL_VALUES
+    kernel.launch(
         grid=(blocks,),
         block=(_THREADS["hopper"],),
         args=[
-            driver.tensor_map(x.contiguous(), (plan.tile_tokens // plan.cluster, 64), swizzle=128),
-            _weight_map(weight),
+            _map_of(x.contiguous(), (plan.tile_tokens // plan.cluster, 64), 128),
+            _map_of(weight.qweight, (64, 16), 64),
             weight.scale_zero,
             bias,
             residual,
             out,
-            partials,
-            flags,
+            _buffer("partials", x.device, most, torch.float32),
+            _buffer("flags", x.device, _MAX_FLAGS, torch.int32),
             num_tokens,
             num_rows,
             num_groups,
         ],
         shared_bytes=plan.shared_bytes,
+        programmatic=True,
         cluster=(plan.cluster,) if plan.cluster > 1 else None,
     )
 
 
-_weight_maps: dict[tuple[int, int, int], driver.TensorMap] = {}
+_maps: dict[tuple[int, ...], driver.TensorMap] = {}
 
 
-def _weight_map(weight: RowsInt4) -> driver.TensorMap:
-    """Kept by address and shape: an engine's weights stay where they are."""
-    words = weight.qweight
-    key = (words.data_ptr(), *words.shape)
-    found = _weight_maps.get(key)
+def _map_of(matrix: Tensor, box: tuple[int, int], swizzle: int) -> driver.TensorMap:
+    """A map says no more than address, shape and box: kept, whatever lies there later."""
+    key = (matrix.data_ptr(), *matrix.shape, *box)
+    found = _maps.get(key)
     if found is None:
-        if len(_weight_maps) > 4096:
-            _weight_maps.clear()
-        found = driver.tensor_map(words, (64, 16), swizzle=64)
-        del found.tensor  # the address is all that the kernel needs; the weight may go
-        _weight_maps[key] = found
+        if len(_maps) >= _MOST_MAPS:
+            _maps.clear()
+        found = _maps[key] = driver.tensor_map(matrix, box, swizzle=swizzle)
+        del found.tensor  # kept alive by its owner, not from here
     return found
 
 
@@ -181,19 +197,18 @@ def _launch_mma(
     out: Tensor,
     *,
     is_half_sum: bool,
+    is_gate_up: bool = False,
 ) -> None:
     num_tokens, num_rows, num_groups = x.shape[0], weight.num_outputs, weight.scale_zero.shape[1]
-    x = x.contiguous()
-    plan: MmaPlan = mma_plan(num_tokens, num_rows, num_groups, _num_multiprocessors(x.device.index))
-    module = build.load("w4a16_mma.cu", plan.defines(is_half_sum=is_half_sum), x.device.index)
+    x, index = x.contiguous(), x.device.index
+    plan = mma_plan(num_tokens, num_rows, num_groups, _num_multiprocessors(index), is_gate_up)
+    module = build.load("w4a16_mma.cu", plan.defines(is_half_sum=is_half_sum), index)
     exponents = _buffer("exponents", x.device, max(num_tokens, 4096), torch.int32)
     if is_half_sum:
         module.kernel("w4a16_exponents").launch(
             grid=(num_tokens,), block=(128,), args=[x, exponents, num_groups]
         )
-    most = max(plan.partial_values, _num_multiprocessors(x.device.index) * 128 * 128)
-    partials = _buffer("mma_partials", x.device, most, torch.float32)
-    counters = _buffer("mma_counters", x.device, _MAX_FLAGS, torch.int32)
+    most = max(plan.partial_values, _num_multiprocessors(index) * 128 * 128)
     module.kernel("w4a16_mma").launch(
         grid=plan.grid,
         block=(_THREADS["mma"],),
@@ -205,8 +220,8 @@ def _launch_mma(
             residual,
             out,
             exponents,
-            partials,
-            counters,
+            _buffer("mma_partials", x.device, most, torch.float32),
+            _buffer("mma_counters", x.device, _MAX_FLAGS, torch.int32),
             num_tokens,
             num_rows,
             num_groups,

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 GROUP = 128
 ALIGNMENT = 1024  # the ring of stages begins at such an address
-STAGED_OUTPUT_BYTES = 2 * 32 * 72 * 2
+STAGED_OUTPUT_BYTES = 2 * 2 * 32 * 72 * 2
+STATIC_SHARED_BYTES = 256  # of `w4a16_mma.cu`, beside the ring
 MOST_SHARED_BYTES = 227 * 1024
 MOST_PARTIAL_VALUES = 2 * 160 * 128  # floats that one block of `w4a16_hopper.cu` leaves for another
 
@@ -25,6 +27,7 @@ class HopperPlan:
     height: int  # 64-row products per warpgroup: a tile has 128 or 256 weight rows
     stages: int
     cluster: int  # blocks that share the activations: 1 or 2
+    unit: int  # k16 steps that are dequantized together
     is_gate_up: bool
     num_tiles: int  # of one cluster: 128 height cluster rows x tile_tokens
 
@@ -51,6 +54,7 @@ class HopperPlan:
             "STAGES": self.stages,
             "GATE_UP": int(self.is_gate_up),
             "CLUSTER": self.cluster,
+            "UNIT": self.unit,
         }
 
 
@@ -59,31 +63,35 @@ def stage_bytes(tile_tokens: int, height: int) -> int:
     return tile_tokens * GROUP * 2 + 128 * height * GROUP // 2
 
 
+@lru_cache(maxsize=4096)
 def hopper_plan(
     num_tokens: int,
     num_rows: int,
     num_groups: int,
     is_gate_up: bool,
-    tile: tuple[int, int, int] | None = None,
+    tile: tuple[int, int, int, int] | None = None,
 ) -> HopperPlan:
-    """The tile that pads the tokens least, or `tile`: tokens, height, cluster."""
-    tile_tokens, height, cluster = tile or _hopper_tile(num_tokens)
+    """The tile that pads the tokens least, or `tile`: tokens, height, cluster, unit."""
+    tile_tokens, height, cluster, unit = tile or _hopper_tile(num_tokens)
     ring = MOST_SHARED_BYTES - ALIGNMENT - STAGED_OUTPUT_BYTES - 256
     return HopperPlan(
         tile_tokens=tile_tokens,
         height=height,
         stages=min(8, ring // stage_bytes(tile_tokens, height)),
         cluster=cluster,
+        unit=unit,
         is_gate_up=is_gate_up,
         num_tiles=ceil_div(num_rows, 128 * height * cluster) * ceil_div(num_tokens, tile_tokens),
     )
 
 
-def _hopper_tile(num_tokens: int) -> tuple[int, int, int]:
+def _hopper_tile(num_tokens: int) -> tuple[int, int, int, int]:
     if num_tokens <= 128:
-        return ceil_div(num_tokens, 32) * 32, 1, 1
-    wide = ((128, 2, 1), (160, 2, 1))
-    return min(wide, key=lambda tile: ceil_div(num_tokens, tile[0]) * tile[0])
+        return ceil_div(num_tokens, 32) * 32, 1, 1, 4
+    return min(
+        ((224, 1, 2, 2), (192, 1, 2, 2)),
+        key=lambda tile: ceil_div(num_tokens, tile[0]) * tile[0],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,7 @@ class MmaPlan:
     tile_tokens: int
     stages: int
     splits: int
+    is_gate_up: bool
     grid: tuple[int, int, int]
 
     @property
@@ -104,7 +113,7 @@ class MmaPlan:
     @property
     def shared_bytes(self) -> int:
         """Ring of 64 inputs a stage; the output of a tile is staged in the same place."""
-        return self.stages * (self.tile_tokens * 128 + 128 * 32)
+        return self.stages * (self.tile_tokens * 128 + 128 * 32) + STATIC_SHARED_BYTES
 
     def defines(self, *, is_half_sum: bool) -> dict[str, int]:
         """For `build.load`."""
@@ -112,10 +121,18 @@ class MmaPlan:
             "TILE_TOKENS": self.tile_tokens,
             "STAGES": self.stages,
             "HALF_SUM": int(is_half_sum),
+            "GATE_UP": int(self.is_gate_up),
         }
 
 
-def mma_plan(num_tokens: int, num_rows: int, num_groups: int, num_multiprocessors: int) -> MmaPlan:
+@lru_cache(maxsize=4096)
+def mma_plan(
+    num_tokens: int,
+    num_rows: int,
+    num_groups: int,
+    num_multiprocessors: int,
+    is_gate_up: bool = False,
+) -> MmaPlan:
     """Small tiles for few tokens; K is split while that fills more multiprocessors."""
     tile_tokens = next((size for size in (32, 64) if num_tokens <= size), 128)
     across, along = ceil_div(num_rows, 128), ceil_div(num_tokens, tile_tokens)
@@ -124,5 +141,6 @@ def mma_plan(num_tokens: int, num_rows: int, num_groups: int, num_multiprocessor
         tile_tokens=tile_tokens,
         stages=4,
         splits=splits,
+        is_gate_up=is_gate_up,
         grid=(along, across, splits),
     )

@@ -23,10 +23,13 @@ def save_config(folder: Path | str, config: NvilaConfig, dtype: str) -> None:
         "mm_projector_type": config.mm_projector_type,
         "torch_dtype": dtype,
     }
+    language, vision = _language(config.language, dtype), _vision(config.vision, dtype)
+    # VILA's own classes look for the parts only where the top level describes them too.
+    nested = {"llm_cfg": language, "vision_tower_cfg": vision, "mm_projector_cfg": projector}
     parts = {
-        "config.json": _top_level(config, dtype),
-        "llm/config.json": _language(config.language, dtype),
-        "vision_tower/config.json": _vision(config.vision, dtype),
+        "config.json": {**_top_level(config, dtype), **nested},
+        "llm/config.json": language,
+        "vision_tower/config.json": vision,
         "vision_tower/preprocessor_config.json": _preprocessor(config),
         "mm_projector/config.json": projector,
     }
@@ -46,11 +49,16 @@ def _top_level(config: NvilaConfig, dtype: str) -> dict[str, Any]:
         "max_tiles": config.max_tiles,
         "min_tiles": config.min_tiles,
         "mm_hidden_size": config.mm_hidden_size,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
         "mm_vision_select_feature": "cls_patch",
         "mm_vision_select_layer": config.mm_vision_select_layer,
         "model_dtype": f"torch.{dtype}",
         "num_time_tokens": config.num_time_tokens,
         "num_video_frames": config.num_video_frames,
+        "resume_path": ".",  # without one VILA's classes would start from random weights
+        "s2": False,
+        "s2_max_split_size": config.vision.image_size,
         "s2_resize_output_to_scale_idx": config.s2_output_scale,
         "s2_scales": ",".join(str(scale) for scale in config.s2_scales),
         "time_token_format": config.time_token_format,

@@ -48,6 +48,17 @@ def generate_greedy(
     embeds = model.embed(input_ids, media)
     cache = model.new_cache(embeds.shape[0] + max_new_tokens)
     hidden = prefill(model, embeds, cache)
+    return continue_greedy(model, hidden, cache, max_new_tokens, stop_ids)
+
+
+def continue_greedy(
+    model: Nvila,
+    hidden: Tensor,
+    cache: KeyValueCache,
+    max_new_tokens: int,
+    stop_ids: Collection[int] = (),
+) -> list[int]:
+    """What follows a prompt that is in the cache and ended in `hidden` (D,), token by token."""
     answer: list[int] = []
     while True:
         token = int(model.logits(hidden).argmax())

@@ -19,7 +19,7 @@ from nvila_ros.models.footprint import num_prompt_tokens
 from nvila_ros.models.generate import Choice, weigh
 from nvila_ros.models.nvila import Nvila, without_skipped
 from nvila_ros.models.runtime_cache import FixedCache, Sequence1D, fuse, on_device
-from nvila_ros.models.runtime_decoder import STEPS_AT_ONCE, Decoder
+from nvila_ros.models.runtime_decoder import Decoder
 from nvila_ros.models.runtime_graphs import GraphPool, Graphs
 from nvila_ros.models.runtime_memory import EngineMemory, check_room, out_of_memory
 from nvila_ros.models.runtime_vision import make_encoder
@@ -129,6 +129,8 @@ class Engine:
         """Compiles kernels and captures the graphs of one frame, of all frames, and of a step."""
         self.warm_up_decoder()
         self.warm_up_vision()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what packing and warming up left behind
 
     @torch.inference_mode()
     def warm_up_vision(self) -> None:
@@ -189,11 +191,8 @@ class Engine:
         """The most likely next token, again and again; the stop token is not part of the answer."""
         prompt = self._fuse(input_ids, media)
         self._make_room(len(prompt) + max_new_tokens)
-        self._decoder.begin(self._read(prompt), len(prompt))
         answer: list[int] = []
-        while len(answer) < max_new_tokens:
-            count = min(STEPS_AT_ONCE, max_new_tokens - len(answer))
-            tokens = self._decoder.steps(len(answer), count)
+        for tokens in self._decoder.answer(self._read(prompt), len(prompt), max_new_tokens):
             ends = [index for index, token in enumerate(tokens) if token in stop_ids]
             answer += tokens[: ends[0]] if ends else tokens
             if ends:
@@ -216,9 +215,7 @@ class Engine:
         prompt = self._fuse(input_ids, media).followed_by(trie.prefix)
         self._make_room(len(prompt) + len(tail.tokens))
         tokens = sorted({token for branch in tail.branches for token in branch.tokens})
-        states = self._read(prompt, tail)
-        ids = on_device(tokens, torch.long, self.device)
-        scores = self._decoder.logits(states, ids).cpu()  # (branches, A)
+        scores = self._read(prompt, tail, tokens).cpu()  # (branches, A)
         rows = [
             row[[tokens.index(token) for token in branch.tokens]]
             for branch, row in zip(tail.branches, scores, strict=True)
@@ -236,10 +233,12 @@ class Engine:
         ids = without_skipped(ids, self.media_token_ids, self.skipped_token_ids)
         return fuse(ids, list(media), self.media_token_ids, self.newline_token_ids)
 
-    def _read(self, prompt: Sequence1D, tree: TokenTrie | None = None) -> Tensor:
-        """Reads what is new of a prompt and the rows of a tree -> states before each branch (W, D).
+    def _read(
+        self, prompt: Sequence1D, tree: TokenTrie | None = None, tokens: Sequence[int] = ()
+    ) -> Tensor:
+        """Reads what is new of a prompt and a tree -> scores of the tokens at each branch (W, A).
 
-        Without a tree: the state of the last row.
+        Without a tree: the state of the last row (1, D).
         """
         table = self._weights.table
         start = self._cache.reuse(prompt)
@@ -250,9 +249,9 @@ class Engine:
         nodes = [-1] if tree is None else [branch.node for branch in tree.branches]
         wanted = [num_prompt + node for node in nodes]
         with out_of_memory(self.config, self.device, self.max_frames):
-            states = self._decoder.read(embeds, start, tree, wanted)
+            found = self._decoder.read(embeds, start, tree, wanted, tokens)
         self._cache.hold(prompt)
-        return states
+        return found
 
     def _make_decoder(self, num_places: int) -> None:
         places = -(-num_places // PLACES_MULTIPLE) * PLACES_MULTIPLE

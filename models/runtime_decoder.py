@@ -6,13 +6,14 @@ Letters: M rows of one pass, D width, S places of the cache, R rows of a tree of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import prefill
+from nvila_ros.kernels import prefill, tree_attention
 from nvila_ros.models.runtime_cache import FixedCache, on_device
 from nvila_ros.models.runtime_graphs import Function, GraphPool, Graphs
 from nvila_ros.models.runtime_layers import feed_forward, multiply, next_token, queries
@@ -20,7 +21,7 @@ from nvila_ros.models.runtime_step import make_step
 from nvila_ros.models.runtime_weights import DecoderWeights
 from nvila_ros.models.trie import TokenTrie
 
-STEPS_AT_ONCE = 8  # tokens decoded between two looks at them
+STEPS_AT_ONCE = 4  # tokens decoded between two looks at them
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Decoder:
         self._pool = pool
         self._reads = Graphs(pool)
         self._launch = self.step.launch
-        self._num_kept = 0  # rows before the answer
+        is_cuda = weights.device.type == "cuda"
+        self._landed = torch.zeros(cache.max_tokens + 1, dtype=torch.int32, pin_memory=is_cuda)
 
     def prepare(self) -> None:
         """Captures the step; what the cache holds at its first places is lost."""
@@ -67,20 +69,33 @@ class Decoder:
         self._launch = self._pool.capture(self.step.launch)
 
     def read(
-        self, embeds: Tensor, start: int, tree: TokenTrie | None, wanted: Sequence[int]
+        self,
+        embeds: Tensor,
+        start: int,
+        tree: TokenTrie | None,
+        wanted: Sequence[int],
+        tokens: Sequence[int] = (),
     ) -> Tensor:
-        """(M, D) rows after `start` kept ones -> wanted rows' states before the final norm (W, D).
+        """(M, D) rows after `start` kept ones -> what the wanted rows (W,) say.
 
-        The last rows are the tree's. A layout that comes again is replayed as a graph.
+        The last rows are the tree's. With `tokens` (A,): their scores (W, A) float32; without: the
+        states before the final norm (W, D). A layout that comes again is replayed as a graph.
         """
+        device = embeds.device
 
         def make() -> Function:
             num_prompt = len(embeds) - (len(tree.tokens) if tree else 0)
-            rows = lay_out(start, num_prompt, tree, embeds.device)
-            places = on_device(wanted, torch.long, embeds.device)
-            return lambda inputs: self._read(inputs, rows, places)
+            rows = lay_out(start, num_prompt, tree, device)
+            places, ids = (on_device(values, torch.long, device) for values in (wanted, tokens))
 
-        return self._reads.run((len(embeds), start, tree, tuple(wanted)), make, embeds)
+            def work(inputs: Tensor) -> Tensor:
+                states = self._read(inputs, rows, places)
+                return self._scores(states, ids) if tokens else states
+
+            return work
+
+        key = (len(embeds), start, tree, tuple(wanted), tuple(tokens))
+        return self._reads.run(key, make, embeds)
 
     def catch_up(self) -> None:
         """Captures the layouts that were read once, when there is time for it."""
@@ -101,23 +116,47 @@ class Decoder:
             hidden = feed_forward(layer, eps, multiply(mixed, layer.output, residual=hidden))
         return hidden
 
-    def logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def _scores(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """(W, D) states before the final norm, (A,) int64 -> (W, A) float32 scores."""
         weights = self.weights
         normed = prefill.rms_norm(hidden, weights.norm, weights.config.rms_norm_eps)
         return normed.float() @ weights.head.rows(tokens).t()
 
-    def begin(self, hidden: Tensor, num_kept: int) -> None:
-        """The first token of an answer, from the state (1, D) that ended `num_kept` rows."""
-        self._num_kept = num_kept
-        self.step.begin(next_token(self.weights, hidden), num_kept)
+    def answer(self, hidden: Tensor, num_kept: int, max_new_tokens: int) -> Iterator[list[int]]:
+        """Tokens after the state (1, D) that ended `num_kept` rows, a few at a time.
 
-    def steps(self, first: int, count: int) -> list[int]:
-        """Tokens `first` to `first + count` of the answer; steps run up to the last of them."""
-        for _ in range(count if first else count - 1):
-            self._launch()
-        begin = self._num_kept + first
-        return self.step.history[begin : begin + count].tolist()
+        While the host looks at some of them, the device works on those that follow.
+        """
+        self.step.begin(next_token(self.weights, hidden), num_kept)
+        counts = [STEPS_AT_ONCE] * (max_new_tokens // STEPS_AT_ONCE)
+        counts += [max_new_tokens % STEPS_AT_ONCE] if max_new_tokens % STEPS_AT_ONCE else []
+        waiting: deque[Callable[[], list[int]]] = deque()
+        first = 0
+        for count in counts:
+            for _ in range(count if first else count - 1):
+                self._launch()
+            begin = num_kept + first
+            waiting.append(self._fetch(begin, begin + count))
+            first += count
+            if len(waiting) > 1:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+
+    def _fetch(self, begin: int, end: int) -> Callable[[], list[int]]:
+        """Starts to bring the history's tokens to the host; what is returned waits for them."""
+        landed = self._landed[begin:end]
+        landed.copy_(self.step.history[begin:end], non_blocking=True)
+        if not self._landed.is_pinned():
+            return landed.tolist
+        event = torch.cuda.Event()
+        event.record()
+
+        def wait() -> list[int]:
+            event.synchronize()
+            return landed.tolist()
+
+        return wait
 
     def _attend(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
         """(M, D) -> mixed values (M, H d): the prompt's rows are causal, the tree's have a mask."""
@@ -128,4 +167,4 @@ class Decoder:
         if mask is None:
             return prompt
         tree = query[rows.num_prompt :].contiguous()
-        return torch.cat((prompt, prefill.attention_rows(tree, keys, values, mask.shape[1], mask)))
+        return torch.cat((prompt, tree_attention.attend(tree, keys, values, rows.num_keys, mask)))

@@ -26,6 +26,8 @@ class GraphPool:
         self.device = device
         self.is_used = device.type == "cuda"
         self._handle = torch.cuda.graph_pool_handle() if self.is_used else None
+        # One for all captures: libraries keep a workspace per stream.
+        self._stream = torch.cuda.Stream(device) if self.is_used else None
 
     def capture(
         self, work: Callable[[], None], num_warm_up: int = NUM_WARM_UP
@@ -34,9 +36,9 @@ class GraphPool:
 
         It may read and write only tensors that outlive it, and what it returns is dropped.
         """
-        if not self.is_used:
+        stream = self._stream
+        if stream is None:
             return work
-        stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             for _ in range(num_warm_up):
@@ -44,7 +46,7 @@ class GraphPool:
         torch.cuda.current_stream(self.device).wait_stream(stream)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._handle):
+        with torch.cuda.graph(graph, pool=self._handle, stream=stream):
             work()
         return graph.replay
 

@@ -15,6 +15,8 @@ from nvila_ros.models.multiscale import project_scales
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.vision import VisionTower
 
+LEAST_HEAD_WIDTH = 64  # of the attention kernels
+
 Encode = Callable[[Tensor], Tensor]
 EncodeTiles = Callable[[Tensor, tuple[int, int]], Tensor]
 
@@ -57,8 +59,15 @@ def _make_tower(tower: VisionTower, max_frames: int) -> Encode:
         for linear in (layer.self_attn.q_proj, layer.self_attn.out_proj, layer.mlp.fc1)
     ]
     is_int8 = all(isinstance(linear, W8A8Linear) for linear in linears)
-    is_int8 = is_int8 and layers[0].mlp.approximate == "tanh"  # what the kernels compute
-    if not (is_int8 and weight.dtype == torch.float16 and vision.is_available(weight.device)):
+    heads = layers[0].self_attn.num_heads
+    # What the kernels compute.
+    is_known = layers[0].mlp.approximate == "tanh" and weight.shape[1] // heads >= LEAST_HEAD_WIDTH
+    if not (
+        is_int8
+        and is_known
+        and weight.dtype == torch.float16
+        and vision.is_available(weight.device)
+    ):
         return tower
     blocks = [
         vision.pack_block(
@@ -77,7 +86,7 @@ def _make_tower(tower: VisionTower, max_frames: int) -> Encode:
         patch_embedding=module.embeddings.patch_embedding,
         positions=weight,
         blocks=blocks,
-        num_heads=layers[0].self_attn.num_heads,
+        num_heads=heads,
         eps=layers[0].layer_norm1.eps,
     )
     return vision.VisionEncoder(packed, max_frames).encode

@@ -3,6 +3,13 @@
 // Every thread moves 16 bytes (8 halves) at a time; arithmetic in fp32.
 #include <cuda_fp16.h>
 
+// Where launched to overlap with it: waits for the kernel before, lets the next one begin.
+__device__ __forceinline__ void follow_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void widen(float (&to)[8], const uint4& from) {
     const half2* pairs = (const half2*)&from;
 #pragma unroll
@@ -24,6 +31,7 @@ __device__ __forceinline__ uint4 narrow(const float (&from)[8]) {
 extern "C" __global__ void __launch_bounds__(256) rms_norm_rows(
     const uint4* hidden, const uint4* weight, uint4* out, int width, float eps) {
     constexpr int MOST = 8;  // chunks a thread holds
+    follow_previous_kernel();
     __shared__ float sums[8];
     const int chunks = width / 8, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint4* row = hidden + (long long)blockIdx.x * chunks;
@@ -62,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(256) rms_norm_rows(
 extern "C" __global__ void __launch_bounds__(256) rope_cache_rows(
     const half* qkv, const float* cos_sin, const int* positions, const int* slots, half* query, half* k_cache,
     half* v_cache, int num_heads, int num_kv_heads, int num_slots, int width) {
+    follow_previous_kernel();
     const int chunks = width / 16;  // of 8 in half a head
     const half* row = qkv + (long long)blockIdx.x * (num_heads + 2 * num_kv_heads) * width;
     const float* table = cos_sin + (long long)positions[blockIdx.x] * width;
@@ -95,6 +104,7 @@ extern "C" __global__ void __launch_bounds__(256) rope_cache_rows(
 
 // (M, 2 I): gate columns, then up columns -> silu(gate) up (M, I); I a multiple of 8; grid (x, M).
 extern "C" __global__ void __launch_bounds__(256) silu_mul_rows(const uint4* gate_up, uint4* out, int width) {
+    follow_previous_kernel();
     const int chunks = width / 8, chunk = blockIdx.x * 256 + threadIdx.x;
     if (chunk >= chunks) return;
     const uint4* row = gate_up + (long long)blockIdx.y * 2 * chunks;
@@ -109,6 +119,7 @@ extern "C" __global__ void __launch_bounds__(256) silu_mul_rows(const uint4* gat
 // Int4 rows -> fp16 rows: one word (8 of K) a thread. (code - zero) scale, rounded once.
 extern "C" __global__ void __launch_bounds__(256) dequantize_rows(
     const unsigned* qweight, const half2* scale_zero, uint4* out, int num_words, int words_per_row) {
+    follow_previous_kernel();
     int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= num_words) return;
     unsigned word = qweight[i];

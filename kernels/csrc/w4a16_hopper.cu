@@ -11,7 +11,8 @@
 //
 // Defines: TILE_TOKENS, HEIGHT (64-row products per warpgroup: 1 or 2), STAGES, GATE_UP (0 or 1:
 // the lower half of each 16-row fragment is gate, the upper is up; the output is silu(gate) up),
-// CLUSTER (1 or 2 blocks with neighbouring rows that each fetch a part of the activations for all).
+// CLUSTER (1 or 2 blocks with neighbouring rows that each fetch a part of the activations for all),
+// UNIT (k16 steps that are dequantized together while the products of the unit before are in flight).
 #include <cuda_fp16.h>
 
 #include "hopper.cuh"
@@ -27,8 +28,7 @@ constexpr int X_BYTES = 2 * HALF_BYTES;
 constexpr int W_BYTES = TILE_ROWS * GROUP / 2;
 constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
 constexpr int OUT_PITCH = 72;                             // halves: 64 features and a pad
-constexpr int OUT_BYTES = WARPGROUPS * 32 * OUT_PITCH * 2;  // 32 tokens at a time
-constexpr int UNIT = 2 / HEIGHT;                          // k16 steps between two commits
+constexpr int OUT_BYTES = WARPGROUPS * 2 * 32 * OUT_PITCH * 2;  // 32 tokens at a time, two buffers
 constexpr int UNITS = 8 / UNIT;
 constexpr int ACC = TILE_TOKENS / 2;
 constexpr int PART_TOKENS = TILE_TOKENS / CLUSTER;  // of the activations that one block fetches
@@ -143,14 +143,18 @@ struct Rows {
 __device__ __forceinline__ void load_words(u32 (&words)[2 * HEIGHT][2 * UNIT], u32 base, const Rows& rows, int u) {
 #pragma unroll
     for (int i = 0; i < 2 * HEIGHT; ++i) {
-        if (HEIGHT == 1) {
-            u32 address = base + rows.words[i] + ((u ^ rows.swizzle) << 4);
-            asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-                         : "=r"(words[i][0]), "=r"(words[i][1]), "=r"(words[i][2 * UNIT - 2]), "=r"(words[i][2 * UNIT - 1])
-                         : "r"(address));
-        } else {
+        if (UNIT == 1) {
             u32 address = base + rows.words[i] + (((u >> 1) ^ rows.swizzle) << 4) + ((u & 1) << 3);
             asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(words[i][0]), "=r"(words[i][1]) : "r"(address));
+        } else {
+#pragma unroll
+            for (int part = 0; part < UNIT / 2; ++part) {
+                u32 address = base + rows.words[i] + (((u * (UNIT / 2) + part) ^ rows.swizzle) << 4);
+                u32* to = words[i] + 4 * part;
+                asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                             : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                             : "r"(address));
+            }
         }
     }
 }
@@ -299,75 +303,100 @@ __device__ __forceinline__ u32 round_pair(float a, float b) {
 }
 __device__ __forceinline__ float silu_times(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
 
-// 32 tokens x WIDTH features of shared memory -> out (+ residual); each thread moves 16 bytes.
-template <int WIDTH>
-__device__ __forceinline__ void write_chunk(
-    const half* staged, const Problem& p, int token, int feature, int num_features, int thread) {
-    constexpr int PER_TOKEN = WIDTH / 8;
-    bool is_aligned = num_features % 8 == 0;
+// What one thread writes of a chunk of 32 tokens x WIDTH features: PASSES times 16 bytes.
+constexpr int WIDTH = GATE_UP ? 32 : 64;
+constexpr int PASSES = 32 * WIDTH / 8 / 128;
+constexpr int STAGED = 32 * OUT_PITCH;  // halves
+
+struct Chunk {
+    uint4 more[PASSES];  // residual, fetched ahead
+
+    __device__ __forceinline__ static bool place(const Problem& p, int token, int feature, int pass, int& offset) {
+        int i = pass * 128 + threadIdx.x % 128, width = GATE_UP ? p.num_rows / 2 : p.num_rows;
+        token += i / (WIDTH / 8), feature += i % (WIDTH / 8) * 8;
+        offset = token * width + feature;
+        return token < p.num_tokens && feature < width;
+    }
+    __device__ __forceinline__ void fetch(const Problem& p, int token, int feature) {
+        if (GATE_UP || p.residual == nullptr || p.num_rows % 8) return;
 #pragma unroll
-    for (int pass = 0; pass < 32 * PER_TOKEN / 128; ++pass) {
-        int i = pass * 128 + thread, row = i / PER_TOKEN, column = i % PER_TOKEN * 8;
-        int at_token = token + row, at = feature + column;
-        if (at_token >= p.num_tokens || at >= num_features) continue;
-        const half* from = staged + row * OUT_PITCH + column;
-        long long offset = (long long)at_token * num_features + at;
-        if (is_aligned) {
-            uint4 values = *(const uint4*)from;
-            if (p.residual) {
-                uint4 more = *(const uint4*)(p.residual + offset);
-                half2 *v = (half2*)&values, *m = (half2*)&more;
+        for (int pass = 0; pass < PASSES; ++pass) {
+            int offset;
+            if (place(p, token, feature, pass, offset)) more[pass] = *(const uint4*)(p.residual + offset);
+        }
+    }
+    __device__ __forceinline__ void write(const half* staged, const Problem& p, int token, int feature) const {
+        int width = GATE_UP ? p.num_rows / 2 : p.num_rows;
 #pragma unroll
-                for (int j = 0; j < 4; ++j) v[j] = __hadd2(v[j], m[j]);
-            }
-            *(uint4*)(p.out + offset) = values;
-        } else {
+        for (int pass = 0; pass < PASSES; ++pass) {
+            int offset;
+            if (!place(p, token, feature, pass, offset)) continue;
+            int i = pass * 128 + threadIdx.x % 128;
+            const half* from = staged + i / (WIDTH / 8) * OUT_PITCH + i % (WIDTH / 8) * 8;
+            if (width % 8 == 0) {
+                uint4 values = *(const uint4*)from;
+                if (!GATE_UP && p.residual) {
+                    half2 *v = (half2*)&values, *m = (half2*)&more[pass];
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) v[j] = __hadd2(v[j], m[j]);
+                }
+                *(uint4*)(p.out + offset) = values;
+            } else {
+                int count = min(8, width - feature - i % (WIDTH / 8) * 8);
 #pragma unroll 1
-            for (int j = 0; j < min(8, num_features - at); ++j)
-                p.out[offset + j] = p.residual ? __hadd(from[j], p.residual[offset + j]) : from[j];
+                for (int j = 0; j < count; ++j)  // rows that begin at no 16-byte address
+                    p.out[offset + j] = !GATE_UP && p.residual ? __hadd(from[j], p.residual[offset + j]) : from[j];
+            }
+        }
+    }
+};
+
+// A 64-row product of 32 tokens -> shared memory, tokens along rows.
+__device__ __forceinline__ void stage_chunk(const float* d, u32 base, float low, float high) {
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    if (GATE_UP) {
+        u32 r[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            r[j] = round_pair(silu_times(d[4 * j], d[4 * j + 2]), silu_times(d[4 * j + 1], d[4 * j + 3]));
+        store_transposed(base + (lane * OUT_PITCH + warp * 8) * 2, r[0], r[1], r[2], r[3]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < 4; j += 2) {
+            int token = 8 * (j + lane / 16) + lane % 8, feature = warp * 16 + (lane / 8 % 2) * 8;
+            store_transposed(base + (token * OUT_PITCH + feature) * 2, round_pair(d[4 * j] + low, d[4 * j + 1] + low),
+                             round_pair(d[4 * j + 2] + high, d[4 * j + 3] + high),
+                             round_pair(d[4 * j + 4] + low, d[4 * j + 5] + low),
+                             round_pair(d[4 * j + 6] + high, d[4 * j + 7] + high));
         }
     }
 }
 
-// One 64-row product of one warpgroup -> out.
+// One warpgroup's products -> out, through two buffers in turn: one barrier a chunk.
 __device__ __forceinline__ void write_out(
-    const float (&acc)[ACC], const Problem& p, const Tile& tile, int h, half* staged, int warpgroup) {
-    const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-    u32 base = shared_address(staged);
-    int row = tile.row + (warpgroup * HEIGHT + h) * 64 + warp * 16 + lane / 4;
-    float low = 0, high = 0;
-    if (!GATE_UP && p.bias) {
-        if (row < p.num_rows) low = __half2float(p.bias[row]);
-        if (row + 8 < p.num_rows) high = __half2float(p.bias[row + 8]);
-    }
+    const float (&acc)[HEIGHT][ACC], const Problem& p, const Tile& tile, half* staged, int warpgroup) {
+    constexpr int CHUNKS = TILE_TOKENS / 32;
+    const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int first = tile.row + warpgroup * HEIGHT * WIDTH;
 #pragma unroll
-    for (int chunk = 0; chunk < TILE_TOKENS / 32; ++chunk) {
-        if (tile.token + chunk * 32 >= p.num_tokens) break;
-        const float* d = acc + chunk * 16;
-        named_barrier(1 + warpgroup, 128);  // the chunk before has been read
-        if (GATE_UP) {
-            u32 r[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                r[j] = round_pair(silu_times(d[4 * j], d[4 * j + 2]), silu_times(d[4 * j + 1], d[4 * j + 3]));
-            store_transposed(base + (lane * OUT_PITCH + warp * 8) * 2, r[0], r[1], r[2], r[3]);
-        } else {
-#pragma unroll
-            for (int j = 0; j < 4; j += 2) {
-                int token = 8 * (j + lane / 16) + lane % 8, feature = warp * 16 + (lane / 8 % 2) * 8;
-                store_transposed(base + (token * OUT_PITCH + feature) * 2, round_pair(d[4 * j] + low, d[4 * j + 1] + low),
-                                 round_pair(d[4 * j + 2] + high, d[4 * j + 3] + high),
-                                 round_pair(d[4 * j + 4] + low, d[4 * j + 5] + low),
-                                 round_pair(d[4 * j + 6] + high, d[4 * j + 7] + high));
-            }
+    for (int h = 0; h < HEIGHT; ++h) {
+        float low = 0, high = 0;
+        if (!GATE_UP && p.bias) {
+            int row = first + h * 64 + warp * 16 + lane / 4;
+            if (row < p.num_rows) low = __half2float(p.bias[row]);
+            if (row + 8 < p.num_rows) high = __half2float(p.bias[row + 8]);
         }
-        named_barrier(1 + warpgroup, 128);
-        int token = tile.token + chunk * 32, part = warpgroup * HEIGHT + h;
-        if (GATE_UP)
-            write_chunk<32>(staged, p, token, tile.row + part * 32, p.num_rows / 2, thread);
-        else
-            write_chunk<64>(staged, p, token, tile.row + part * 64, p.num_rows, thread);
+#pragma unroll
+        for (int c = 0; c < CHUNKS; ++c) {
+            half* buffer = staged + ((h * CHUNKS + c) & 1) * STAGED;
+            Chunk chunk;
+            chunk.fetch(p, tile.token + c * 32, first + h * WIDTH);
+            stage_chunk(acc[h] + c * 16, shared_address(buffer), low, high);
+            named_barrier(1 + warpgroup, 128);
+            chunk.write(buffer, p, tile.token + c * 32, first + h * WIDTH);
+        }
     }
+    named_barrier(1 + warpgroup, 128);
 }
 
 __device__ __forceinline__ void consume(
@@ -376,6 +405,9 @@ __device__ __forceinline__ void consume(
     const int total = total_of(p, token_tiles);
     int stage = 0, phase = 0;
     float acc[HEIGHT][ACC];
+#ifdef STAGGER
+    if (warpgroup == 1) __nanosleep(STAGGER);  // one writes out while the other multiplies
+#endif
     while (unit < last) {
         Tile tile = tile_at(unit, last, p.num_groups, token_tiles);
         Rows rows;
@@ -400,9 +432,7 @@ __device__ __forceinline__ void consume(
             give_partial(acc, p, warpgroup);
         } else {
             if (tile.end < p.num_groups) take_partials(acc, p, warpgroup, tile_end, total);
-#pragma unroll
-            for (int h = 0; h < HEIGHT; ++h)
-                write_out(acc[h], p, tile, h, staged + warpgroup * 32 * OUT_PITCH, warpgroup);
+            write_out(acc, p, tile, staged + warpgroup * 2 * STAGED, warpgroup);
         }
         unit += tile.end - tile.begin;
     }
@@ -421,6 +451,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) w4a16_hopper(
     half* staged = (half*)tail;
     u32 full = shared_address(tail + OUT_BYTES), empty = full + 8 * STAGES;
     Problem p{scale_zero, bias, residual, out, partials, flags, num_tokens, num_rows, num_groups};
+    prefetch_map(&x_map);
+    prefetch_map(&w_map);
     const int token_tiles = (num_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     const int total = total_of(p, token_tiles), cluster = blockIdx.x / CLUSTER;
     const int unit = share(cluster, total), last = share(cluster + 1, total);
@@ -435,6 +467,8 @@ extern "C" __global__ void __launch_bounds__(384, 1) w4a16_hopper(
         __syncthreads();
     else
         cluster_sync();
+    let_next_kernel_start();
+    wait_for_previous_kernel();
     if (threadIdx.x < 128) {
         registers_down<24>();
         if (threadIdx.x == 0) produce(&x_map, &w_map, p, stages, full, empty, unit, last, token_tiles);

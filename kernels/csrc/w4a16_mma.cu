@@ -2,7 +2,7 @@
 // W4A16 product for many rows on any GPU from sm_80 up: out (tokens, N) = x (tokens, K) w^T.
 //
 // mma.m16n8k16 with the weight as the row operand: a warp dequantizes 16-row fragments in registers
-// and multiplies them with 32 tokens read through ldmatrix from a cp.async ring.
+// and multiplies them with 64 tokens read through ldmatrix from a cp.async ring.
 // HALF_SUM 1: the products of one group (128 of K) are summed in fp16 on the raw integers
 // (code - zero) 2^-e, exact in fp16, and promoted to fp32 with the group's scale: twice the rate on
 // GeForce. e is 0 unless a group of an activation row is so large that a sum could pass 65504.
@@ -10,7 +10,8 @@
 //
 //   block: 128 weight rows x TILE_TOKENS tokens, 8 warps; stage: 64 of K; grid (tokens, rows, parts of K)
 //
-// Defines: TILE_TOKENS (32, 64 or 128), STAGES, HALF_SUM.
+// Defines: TILE_TOKENS (32, 64 or 128), STAGES, HALF_SUM, GATE_UP (1: half of a block's rows are gate,
+// half are up, eight of each in a fragment; the output is silu(gate) up).
 #include <cuda_fp16.h>
 
 typedef unsigned int u32;
@@ -18,12 +19,15 @@ typedef unsigned int u32;
 constexpr int GROUP = 128;
 constexpr int STEP = 64;  // of K in one stage
 constexpr int TILE_ROWS = 128;
-constexpr int WARPS_ALONG_TOKENS = TILE_TOKENS / 32;
+constexpr int WARP_TOKENS = TILE_TOKENS < 64 ? TILE_TOKENS : 64;
+constexpr int COLUMNS = WARP_TOKENS / 8;  // products of 8 tokens, per warp
+constexpr int WARPS_ALONG_TOKENS = TILE_TOKENS / WARP_TOKENS;
 constexpr int WARP_ROWS = TILE_ROWS * WARPS_ALONG_TOKENS / 8;
 constexpr int FRAGMENTS = WARP_ROWS / 16;  // of 16 rows, per warp
 constexpr int X_BYTES = TILE_TOKENS * STEP * 2;
 constexpr int STAGE_BYTES = X_BYTES + TILE_ROWS * STEP / 2;
 constexpr int PITCH = TILE_ROWS + 8;  // halves of one token in the staged output
+constexpr int OUT_ROWS = GATE_UP ? TILE_ROWS / 2 : TILE_ROWS;  // features of one block
 constexpr int MOST_HALVINGS = 12;
 
 static_assert(TILE_TOKENS * PITCH * 2 <= STAGES * STAGE_BYTES, "the staged output reuses the ring");
@@ -80,7 +84,7 @@ struct Problem {
     const u32* scale_zero;  // (N, G) half2
     const half* bias;       // (N) or null
     const half* residual;   // (tokens, N) or null
-    half* out;              // (tokens, N)
+    half* out;              // (tokens, N), or (tokens, N / 2) with GATE_UP
     const int* exponents;   // (tokens): halvings that keep a row's fp16 sums finite
     float* partials;        // (tiles, parts, 128 TILE_TOKENS)
     int* counters;          // (tiles), zero between launches
@@ -115,6 +119,21 @@ struct Tile {
     int warp_row, warp_token;  // first of the warp, in the block
 };
 
+// Where row `i` of this thread's fragments (even: lower half, odd: upper) lies in the block.
+__device__ __forceinline__ int row_in_block(const Tile& tile, int i) {
+    int row = threadIdx.x % 32 / 4;
+    if (GATE_UP) return tile.warp_row / 2 + i / 2 * 8 + i % 2 * OUT_ROWS + row;
+    return tile.warp_row + i / 2 * 16 + i % 2 * 8 + row;
+}
+
+__device__ __forceinline__ int num_features(const Problem& p) { return GATE_UP ? p.num_rows / 2 : p.num_rows; }
+
+// The weight row behind row `row` of the block, clamped to one that exists.
+__device__ __forceinline__ int weight_row(const Problem& p, const Tile& tile, int row) {
+    int feature = min(tile.row + row % OUT_ROWS, num_features(p) - 1);
+    return feature + (GATE_UP && row >= OUT_ROWS ? p.num_rows / 2 : 0);
+}
+
 __device__ __forceinline__ void load_stage(const Problem& p, const Tile& tile, int step) {
     u32 base = tile.ring + (step % STAGES) * STAGE_BYTES;
     int width = p.num_groups * GROUP;
@@ -125,22 +144,21 @@ __device__ __forceinline__ void load_stage(const Problem& p, const Tile& tile, i
         const half* from = p.x + (long long)(is_inside ? at : 0) * width + step * STEP + chunk * 8;
         copy16(base + token * 128 + ((chunk ^ (token & 7)) << 4), from, is_inside);
     }
-    int row = threadIdx.x / 2, chunk = threadIdx.x % 2, at = tile.row + row;
-    bool is_inside = at < p.num_rows;
-    const u32* from = p.qweight + (long long)(is_inside ? at : 0) * (width / 8) + step * (STEP / 8) + chunk * 4;
-    copy16(base + X_BYTES + row * 32 + ((chunk ^ (row >> 2 & 1)) << 4), from, is_inside);
+    int row = threadIdx.x / 2, chunk = threadIdx.x % 2;
+    const u32* from = p.qweight + (long long)weight_row(p, tile, row) * (width / 8) + step * (STEP / 8) + chunk * 4;
+    copy16(base + X_BYTES + row * 32 + ((chunk ^ (row >> 2 & 1)) << 4), from, true);
 }
 
 struct Sums {
-    float wide[FRAGMENTS][4][4];  // row fragments x 8-token columns
-    u32 narrow[FRAGMENTS][4][2];
+    float wide[FRAGMENTS][COLUMNS][4];  // row fragments x 8-token columns
+    u32 narrow[FRAGMENTS][COLUMNS][2];
 };
 
 __device__ __forceinline__ void load_scales(u32 (&raw)[2 * FRAGMENTS], const Problem& p, const Tile& tile, int group) {
 #pragma unroll
     for (int i = 0; i < 2 * FRAGMENTS; ++i) {
-        int row = tile.row + tile.warp_row + i / 2 * 16 + i % 2 * 8 + threadIdx.x % 32 / 4;
-        raw[i] = __ldg(p.scale_zero + (long long)min(row, p.num_rows - 1) * p.num_groups + group);
+        int row = weight_row(p, tile, row_in_block(tile, i));
+        raw[i] = __ldg(p.scale_zero + (long long)row * p.num_groups + group);
     }
 }
 
@@ -154,14 +172,14 @@ __device__ __forceinline__ void multiply_stage(
         u32 words[2 * FRAGMENTS][4];
 #pragma unroll
         for (int i = 0; i < 2 * FRAGMENTS; ++i) {
-            int row = tile.warp_row + i / 2 * 16 + i % 2 * 8 + lane / 4;
+            int row = row_in_block(tile, i);
             load16(words[i], base + X_BYTES + row * 32 + ((block ^ (row >> 2 & 1)) << 4));
         }
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            u32 b[2][4];
+            u32 b[COLUMNS / 2][4];
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
+            for (int i = 0; i < COLUMNS / 2; ++i) {
                 int token = tile.warp_token + i * 16 + lane / 16 * 8 + lane % 8;
                 int chunk = block * 4 + k * 2 + lane / 8 % 2;
                 load_matrices(b[i], base + token * 128 + ((chunk ^ (token & 7)) << 4));
@@ -173,7 +191,7 @@ __device__ __forceinline__ void multiply_stage(
                 for (int i = 0; i < 4; ++i)
                     a[i] = scales[2 * f + i % 2].weight(words[2 * f + i % 2][2 * k + i / 2], shift);
 #pragma unroll
-                for (int n = 0; n < 4; ++n) {
+                for (int n = 0; n < COLUMNS; ++n) {
                     if (HALF_SUM)
                         mma_half(sums.narrow[f][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
                     else
@@ -188,7 +206,7 @@ __device__ __forceinline__ void promote(Sums& sums, const RowScale (&scales)[2 *
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
+        for (int n = 0; n < COLUMNS; ++n)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 float2 part = __half22float2(pair(sums.narrow[f][n][i]));
@@ -248,9 +266,9 @@ __device__ __forceinline__ bool join_parts(Sums& sums, const Problem& p) {
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < COLUMNS; ++n) {
             float* d = sums.wide[f][n];
-            __stcg(mine + (f * 4 + n) * 256, make_float4(d[0], d[1], d[2], d[3]));
+            __stcg(mine + (f * COLUMNS + n) * 256, make_float4(d[0], d[1], d[2], d[3]));
         }
     __threadfence();
     __syncthreads();
@@ -261,11 +279,11 @@ __device__ __forceinline__ bool join_parts(Sums& sums, const Problem& p) {
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; ++f)
 #pragma unroll
-        for (int n = 0; n < 4; ++n) {
+        for (int n = 0; n < COLUMNS; ++n) {
             float* d = sums.wide[f][n];
             d[0] = d[1] = d[2] = d[3] = 0;
             for (int part = 0; part < parts; ++part) {
-                float4 more = __ldcg(all + part * PER_PART + threadIdx.x + (f * 4 + n) * 256);
+                float4 more = __ldcg(all + part * PER_PART + threadIdx.x + (f * COLUMNS + n) * 256);
                 d[0] += more.x, d[1] += more.y, d[2] += more.z, d[3] += more.w;
             }
         }
@@ -273,41 +291,46 @@ __device__ __forceinline__ bool join_parts(Sums& sums, const Problem& p) {
     return true;
 }
 
-__device__ __forceinline__ void write_tile(const Sums& sums, const Problem& p, const Tile& tile, half* staged) {
-    const int lane = threadIdx.x % 32;
+__device__ __forceinline__ float silu_times(float gate, float up) { return __fdividef(gate, 1.0f + __expf(-gate)) * up; }
+
+// The products -> shared memory, tokens along rows.
+__device__ __forceinline__ void stage_tile(const Sums& sums, const Problem& p, const Tile& tile, half* staged) {
 #pragma unroll
-    for (int f = 0; f < FRAGMENTS; ++f)
+    for (int i = 0; i < 2 * FRAGMENTS; i += GATE_UP ? 2 : 1) {
+        int row = row_in_block(tile, i), f = i / 2, part = i % 2 * 2;
+        bool has_bias = !GATE_UP && p.bias && tile.row + row < p.num_rows;
+        float more = has_bias ? __half2float(p.bias[tile.row + row]) : 0.0f;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            int row = tile.warp_row + f * 16 + i * 8 + lane / 4;
-            float more = p.bias && tile.row + row < p.num_rows ? __half2float(p.bias[tile.row + row]) : 0.0f;
+        for (int n = 0; n < COLUMNS; ++n)
 #pragma unroll
-            for (int n = 0; n < 4; ++n)
-#pragma unroll
-                for (int j = 0; j < 2; ++j)
-                    staged[(tile.warp_token + n * 8 + lane % 4 * 2 + j) * PITCH + row] =
-                        __float2half_rn(sums.wide[f][n][2 * i + j] + more);
-        }
-    __syncthreads();
-    bool is_aligned = p.num_rows % 8 == 0;
-    for (int i = threadIdx.x; i < TILE_TOKENS * TILE_ROWS / 8; i += 256) {
-        int token = i / (TILE_ROWS / 8), row = i % (TILE_ROWS / 8) * 8;
+            for (int j = 0; j < 2; ++j) {
+                const float* d = sums.wide[f][n];
+                float value = GATE_UP ? silu_times(d[j], d[2 + j]) : d[part + j] + more;
+                staged[(tile.warp_token + n * 8 + threadIdx.x % 4 * 2 + j) * PITCH + row] = __float2half_rn(value);
+            }
+    }
+}
+
+__device__ __forceinline__ void write_tile(const Problem& p, const Tile& tile, const half* staged) {
+    const int width = num_features(p);
+    for (int i = threadIdx.x; i < TILE_TOKENS * OUT_ROWS / 8; i += 256) {
+        int token = i / (OUT_ROWS / 8), row = i % (OUT_ROWS / 8) * 8;
         int at_token = tile.token + token, at = tile.row + row;
-        if (at_token >= p.num_tokens || at >= p.num_rows) continue;
-        uint4 values = *(const uint4*)(staged + token * PITCH + row);
-        long long offset = (long long)at_token * p.num_rows + at;
-        if (is_aligned) {
-            half2* v = (half2*)&values;
+        if (at_token >= p.num_tokens || at >= width) continue;
+        const half* from = staged + token * PITCH + row;
+        long long offset = (long long)at_token * width + at;
+        if (width % 8 == 0) {
+            uint4 values = *(const uint4*)from;
             if (p.residual) {
                 uint4 more = *(const uint4*)(p.residual + offset);
+                half2 *v = (half2*)&values, *m = (half2*)&more;
 #pragma unroll
-                for (int j = 0; j < 4; ++j) v[j] = __hadd2(v[j], ((half2*)&more)[j]);
+                for (int j = 0; j < 4; ++j) v[j] = __hadd2(v[j], m[j]);
             }
             *(uint4*)(p.out + offset) = values;
         } else {
-            const half* v = (const half*)&values;
-            for (int j = 0; j < 8 && at + j < p.num_rows; ++j)
-                p.out[offset + j] = p.residual ? __hadd(v[j], p.residual[offset + j]) : v[j];
+            for (int j = 0; j < min(8, width - at); ++j)  // rows that begin at no 16-byte address
+                p.out[offset + j] = p.residual ? __hadd(from[j], p.residual[offset + j]) : from[j];
         }
     }
 }
@@ -321,16 +344,18 @@ extern "C" __global__ void __launch_bounds__(256, 1) w4a16_mma(
     const int warp = threadIdx.x / 32, parts = gridDim.z;
     Tile tile;
     tile.token = blockIdx.x * TILE_TOKENS;
-    tile.row = blockIdx.y * TILE_ROWS;
+    tile.row = blockIdx.y * OUT_ROWS;
     tile.first = (int)(blockIdx.z * num_groups / parts) * 2;
     tile.last = (int)((blockIdx.z + 1) * num_groups / parts) * 2;
     tile.ring = shared_address(shared);
     tile.warp_row = warp / WARPS_ALONG_TOKENS * WARP_ROWS;
-    tile.warp_token = warp % WARPS_ALONG_TOKENS * 32;
+    tile.warp_token = warp % WARPS_ALONG_TOKENS * WARP_TOKENS;
     Sums sums = {};
     multiply_tile(sums, p, tile);
     if (parts > 1 && !join_parts(sums, p)) return;
-    write_tile(sums, p, tile, (half*)shared);
+    stage_tile(sums, p, tile, (half*)shared);
+    __syncthreads();
+    write_tile(p, tile, (const half*)shared);
 }
 
 // Per token: the halvings of (code - zero) that keep 15 sum |x| over any group below 60,000.

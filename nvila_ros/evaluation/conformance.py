@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nvila_ros.evaluation.conformance_files import read_cases, read_expected, read_images
+from nvila_ros.evaluation.conformance_files import (
+    message,
+    read_cases,
+    read_expected,
+    read_images,
+)
 from nvila_ros.evaluation.decoder_conformance import (
     DecoderResult,
     check_decoder,
     is_decoder_folder,
 )
 from nvila_ros.models import weights
-from nvila_ros.models.generate import generate_greedy
+from nvila_ros.models.generate import continue_greedy
 from nvila_ros.models.inputs import prepare
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import Tiles, image_tiles
@@ -88,14 +93,17 @@ def check_case(
     """Run one case through the network and compare."""
     expected = read_expected(folder / "expected" / f"{name}.safetensors")
     images = read_images(folder, name, spec)
-    fused = prepare(model, tokenizer, "".join(spec["parts"]), images)
+    fused = prepare(model, tokenizer, message(spec["parts"]), images)
     ids_equal = fused.input_ids == expected["input_ids"].tolist()
     embeds = model.embed(fused.input_ids, fused.media)  # (L, D)
     length_equal = len(embeds) == int(expected["fused_length"])
+    greedy = _comparable_greedy(expected["greedy"].tolist(), model.config.language.vocab_size)
+    cache = model.new_cache(len(embeds) + len(greedy))
+    hidden = model(embeds.unsqueeze(0), cache=cache)[0]  # (L, D)
+    answer = continue_greedy(model, hidden[-1], cache, len(greedy)) if greedy else []
     embeds_difference = logits_difference = agreement = None
     if length_equal:
         rows = expected["rows"].long()
-        hidden = model(embeds.unsqueeze(0))[0]
         logits = model.logits(hidden[rows])  # (R, V)
         embeds_difference = _difference(embeds[rows], expected["embeds_rows"])
         logits_difference = _largest(
@@ -105,12 +113,6 @@ def check_case(
         if logits.shape == expected["logits_rows"].shape:
             same = logits.argmax(-1) == expected["logits_rows"].argmax(-1)
             agreement = float(same.float().mean())
-    greedy = _comparable_greedy(expected["greedy"].tolist(), model.config.language.vocab_size)
-    answer = (
-        generate_greedy(model, fused.input_ids, fused.media, max_new_tokens=len(greedy))
-        if greedy
-        else []
-    )
     return CaseResult(
         case=name,
         tiles_equal=tiles_equal(image_tiles(images, model.config), spec) if images else None,

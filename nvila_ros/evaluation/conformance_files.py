@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation.decoder_conformance import is_decoder_folder
 from nvila_ros.models.config_files import read_json
-from nvila_ros.models.prompt import IMAGE_TOKEN
+from nvila_ros.models.prompt import IMAGE_TOKEN, VIDEO_TOKEN
 
 # The letters are lengths; the same letter is the same length.
 REQUIRED_TENSORS = {
@@ -59,6 +60,18 @@ def read_cases(folder: Path) -> dict[str, Any]:
     return cases
 
 
+def message(parts: Sequence[str]) -> str:
+    """The user message of a case; media tokens within texts are removed, as in the reference."""
+    return "".join(part if part == IMAGE_TOKEN else _without_media(part) for part in parts)
+
+
+def _without_media(text: str) -> str:
+    for token in (IMAGE_TOKEN, VIDEO_TOKEN):
+        if token in text:
+            text = text.replace(token, "").strip()
+    return text
+
+
 def read_expected(path: Path) -> dict[str, Tensor]:
     """A case's tensors, of shapes that fit each other."""
     try:
@@ -92,8 +105,8 @@ def read_expected(path: Path) -> dict[str, Tensor]:
 
 
 def read_images(folder: Path, name: str, spec: dict[str, Any]) -> list[Image.Image]:
-    """The pictures of a case, as many as its message has places for."""
-    count = "".join(spec["parts"]).count(IMAGE_TOKEN)
+    """The pictures of a case, one per part that is `<image>`."""
+    count = spec["parts"].count(IMAGE_TOKEN)
     images = []
     for index in range(count):
         path = folder / "expected" / f"{name}_{index}.png"

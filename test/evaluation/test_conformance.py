@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation import conformance
-from nvila_ros.evaluation.conformance_files import find_folders
+from nvila_ros.evaluation.conformance_files import find_folders, message
 from nvila_ros.models import weights
 from nvila_ros.models.generate import generate_greedy
 from nvila_ros.models.inputs import prepare
@@ -150,6 +150,11 @@ def test_a_folder_of_folders_is_looked_through(folder, tmp_path):
         (outer / name).mkdir(parents=True)
     assert find_folders(outer) == [outer / "a", outer / "b"]
     assert find_folders(outer / "c") == [outer / "c"]
+
+
+def test_media_tokens_within_texts_are_removed():
+    assert message(["<image>", " what is <image> ?", "<image>"]) == "<image>what is  ?<image>"
+    assert message([" plain ", "a<vila/video>"]) == " plain a"
 
 
 def test_another_length_is_shown(folder):

@@ -60,6 +60,14 @@ def test_configs_survive_the_round_trip(make_config, tokenizer, tmp_path, change
     assert weights.load(tmp_path)[0].config == config
 
 
+def test_the_top_level_describes_the_parts_for_vilas_classes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("llm_cfg", "vision_tower_cfg", "mm_projector_cfg"):
+        path = folder / key.removesuffix("_cfg") / "config.json"
+        assert config[key] == json.loads(path.read_text())
+    assert config["resume_path"] and config["s2"] is False
+
+
 def test_dtype_on_disk_and_in_memory(tiny_model, tokenizer, tmp_path):
     weights.save(tmp_path, tiny_model, tokenizer, dtype=torch.float16)
     stored = load_file(tmp_path / "llm" / "model.safetensors")

@@ -23,6 +23,7 @@ import linears
 import peers
 import torch
 import triton
+from summary import summarise, text
 from timing import gpu_state
 
 import nvila_ros
@@ -96,6 +97,7 @@ def merge(path: Path, name: str, row: dict[str, Any]) -> None:
     held = json.loads(path.read_text()) if path.exists() else {"machine": {}, "rows": {}}
     held["machine"] = row.pop("machine", held["machine"])
     held["rows"][name] = row
+    held["summary"] = summarise(held["rows"])
     path.write_text(json.dumps(held, indent=2) + "\n")
 
 
@@ -122,6 +124,7 @@ def main() -> int:
         has_failed |= any("error" in key for key in row)
         merge(arguments.json, name, row)
         print(f"== {name}\n{engine_rows.table(name, row)}", flush=True)
+    print(text(json.loads(arguments.json.read_text())["summary"]))
     return int(has_failed)
 
 
