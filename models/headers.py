@@ -47,6 +47,7 @@ SCALING_SUFFIXES = (
     ".weight_g_idx",
 )
 PACKED_BITS = 4
+HALF_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class StoredPart:
     num_bytes: int
     num_files: int
     dtypes: dict[str, int]  # tensors per dtype, the most frequent first
+    num_half_bytes: int  # with every float that scales nothing in 16 bits
 
 
 def read_part(folder: Path) -> StoredPart:
@@ -86,7 +88,14 @@ def read_part(folder: Path) -> StoredPart:
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         num_files=len(files),
         dtypes=dict(dtypes.most_common()),
+        num_half_bytes=sum(_num_half_bytes(name, tensor) for name, tensor in tensors.items()),
     )
+
+
+def _num_half_bytes(name: str, tensor: StoredTensor) -> int:
+    if DTYPES[tensor.dtype].is_floating_point and not name.endswith(SCALING_SUFFIXES):
+        return tensor.num_elements * HALF_BYTES
+    return tensor.num_bytes
 
 
 def _num_parameters(name: str, tensor: StoredTensor) -> int:

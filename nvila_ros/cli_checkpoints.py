@@ -11,6 +11,7 @@ import typer
 
 from nvila_ros.cli_options import (
     EXIT_DIFFERENT,
+    EXIT_INPUT,
     BackendName,
     BackendOption,
     DeviceOption,
@@ -119,9 +120,10 @@ def conformance(
 def inspect(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     frames: Annotated[int, typer.Option(min=1, help="Frames of a decision.")] = 8,
+    formulas: Annotated[bool, typer.Option(help="Show how memory is estimated.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a checkpoint is and how much memory it needs, without reading its weights."""
+    """Show what a checkpoint is, what memory it needs and if it loads, reading no weights."""
     from rich.console import Console
 
     from nvila_ros.evaluation.inspection import inspect as inspect_folder
@@ -131,7 +133,12 @@ def inspect(
     if as_json:
         print_json(result)
     else:
-        Console().print(*tables(result), sep="\n")
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = PIPED_WIDTH
+        console.print(*tables(result, with_formulas=formulas), sep="\n", markup=False)
+    if result["problem"] is not None:
+        raise typer.Exit(EXIT_INPUT)
 
 
 @app.command()

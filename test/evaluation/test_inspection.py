@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `inspect` says of checkpoints, also of one of 8B size whose weights are a hole in a file."""
 
+import io
 import json
+import shutil
 import time
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation import inspection
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
+from nvila_ros.models import weights
+from nvila_ros.models.config import (
+    Int8Config,
+    LanguageConfig,
+    NvilaConfig,
+    QuantizationConfig,
+    VisionConfig,
+)
 from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.footprint import Gpu, footprints
 from nvila_ros.models.headers import read_header, read_part
@@ -120,7 +130,43 @@ def test_without_a_gpu_nothing_is_claimed(tiny_folder, monkeypatch):
     result = inspection.inspect(tiny_folder)
     assert result["gpu"] is None
     assert [memory["fits"] for memory in result["memory_bytes"].values()] == [None, None]
-    assert "no GPU" in inspection.tables(result)[-1]
+    assert "no CUDA GPU" in inspection.tables(result)[-2]
+
+
+def shown(result, **options):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(*inspection.tables(result, **options), sep="\n")
+    return console.export_text()
+
+
+def test_what_people_read(tiny_folder, monkeypatch):
+    monkeypatch.setattr(inspection, "find_gpu", lambda: Gpu("A card", 32 * GIB, 24 * GIB))
+    text = shown(inspection.inspect(tiny_folder))
+    assert "NVILA-Lite, " in text and "all weights floats" in text
+    assert "<image> = " in text and "yes, 24.00 GiB left" in text
+    assert "Complete: all " in text and "how memory" not in text
+    assert "2 x layers x KV heads" in shown(inspection.inspect(tiny_folder), with_formulas=True)
+
+
+def test_what_will_not_load_is_said(tiny_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "llm" / "tokenizer.json").write_text("{}")
+    result = inspection.inspect(folder)
+    assert "llm cannot be read" in result["problem"] and result["media_token_ids"] is None
+    assert "It will not load: the tokenizer in" in " ".join(shown(result).split())
+
+
+def test_a_quantized_checkpoint_is_also_counted_as_it_is(tiny_checkpoint, tmp_path):
+    model, tokenizer = tiny_checkpoint()
+    config = replace(model.config, vision=replace(model.config.vision, quantization=Int8Config()))
+    model = Nvila(config)
+    weights.save(tmp_path, model, tokenizer, torch.float32)
+    result = inspection.inspect(tmp_path)
+    memory = result["memory_bytes"]
+    assert result["quantization"] == "tower in 8 bits"
+    assert memory["w8a8_w4a16"]["weights"] < memory["as_stored"]["weights"]
+    assert memory["as_stored"]["weights"] < memory["fp16"]["weights"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +186,7 @@ def test_families_are_known_by_their_features(tiny_checkpoint, changes, name):
 def test_a_packed_decoder_is_named_and_needs_no_more_memory(nvila_8b):
     packed = QuantizationConfig(layout="awq_gemm")
     config = replace(nvila_8b, language=replace(nvila_8b.language, quantization=packed))
-    assert inspection.quantization(config) == "awq_gemm, 4 bits in groups of 128"
+    assert inspection.quantization(config) == "decoder awq_gemm, 4 bits in groups of 128"
     assert inspection.quantization(nvila_8b) is None
     assert footprints(config, 8) == footprints(nvila_8b, 8)
 
