@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import prefill, tree_attention
+from nvila_ros.kernels import prefill
 from nvila_ros.models.runtime_cache import FixedCache, on_device
 from nvila_ros.models.runtime_graphs import Function, GraphPool, Graphs
 from nvila_ros.models.runtime_layers import feed_forward, multiply, next_token, queries
@@ -167,4 +167,4 @@ class Decoder:
         if mask is None:
             return prompt
         tree = query[rows.num_prompt :].contiguous()
-        return torch.cat((prompt, tree_attention.attend(tree, keys, values, rows.num_keys, mask)))
+        return torch.cat((prompt, prefill.attention_rows(tree, keys, values, mask.shape[1], mask)))

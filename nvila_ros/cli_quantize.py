@@ -133,14 +133,13 @@ def tables(report: dict[str, Any]) -> list[Table]:
         found.append(table)
     if "llm" in report:
         table = Table(title="decoder, int4: error of what a layer adds")
-        name = next(key for key in report["llm"][0]["layer_output"] if key != "round_to_nearest")
-        for title in ("layer", "rounded", name, "of it"):
+        names = [name for name in report["llm"][0]["layer_output"] if name != "round_to_nearest"]
+        for title in ("layer", "rounded", *names, "last of rounded"):
             table.add_column(title)
         for number, layer in enumerate(report["llm"]):
-            errors = layer["layer_output"]
-            plain, ours = errors["round_to_nearest"], errors[name]
-            share = f"{ours / plain:.0%}" if plain else "-"
-            table.add_row(str(number), f"{plain:.2e}", f"{ours:.2e}", share)
+            errors = [layer["layer_output"][name] for name in ("round_to_nearest", *names)]
+            share = f"{errors[-1] / errors[0]:.0%}" if errors[0] else "-"
+            table.add_row(str(number), *(f"{error:.2e}" for error in errors), share)
         found.append(table)
     return found
 

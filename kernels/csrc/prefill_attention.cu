@@ -130,7 +130,7 @@ __device__ __forceinline__ void step(State& s, const u32 (&visible)[2], u32 keys
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
             float& score = scores[j / 2][2 * i + j % 2];
-            score = visible[i] >> j & 1 ? score * scale : -INFINITY;
+            score = visible[i] >> j & 1 ? score * scale : __int_as_float(0xff800000) /* -inf: NVRTC has no math.h */;
             most = fmaxf(most, score);
         }
         most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));

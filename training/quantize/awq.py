@@ -3,7 +3,8 @@
 
 After Lin et al., arXiv 2306.00978. A channel of a linear's input that is large on average gets
 more of the code's range: its weights are multiplied by s and the input is divided by s, which is
-folded into whatever made it, so the float function stays what it was.
+folded into whatever made it, so the float function stays what it was. What the rounding of a
+column leaves over goes to the columns after it (Frantar et al., arXiv 2210.17323).
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from torch import Tensor, nn
 
 from nvila_ros.kernels.packing import Int4Weight
 from nvila_ros.models.language import LanguageLayer
-from nvila_ros.training.quantize.rounding import best_ranges, group_ranges, rounded, to_int4
+from nvila_ros.training.quantize.rounding import (
+    best_ranges,
+    compensated,
+    group_ranges,
+    inverse_factor,
+    rounded,
+    to_int4,
+)
 from nvila_ros.training.quantize.statistics import Recorder
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -195,38 +203,51 @@ def _first(rotary: Rotary, length: int) -> Rotary:
     return rotary[0][:length], rotary[1][:length]
 
 
-def quantize_layer(
-    layer: LanguageLayer, recorder: Recorder, rotary: Rotary
-) -> tuple[dict[str, Int4Weight], dict[str, Any]]:
-    """Codes per linear and a report; the layer is left folded, its linears still float."""
+@dataclass(frozen=True)
+class PackedLayer:
+    """What a layer became: codes per linear, a report, and for comparison AWQ without feedback."""
+
+    codes: dict[str, Int4Weight]
+    report: dict[str, Any]
+    without_feedback: dict[str, Int4Weight]
+
+
+def quantize_layer(layer: LanguageLayer, recorder: Recorder, rotary: Rotary) -> PackedLayer:
+    """The layer is left folded, its linears still float."""
     original = {name: linear_of(layer, name).weight.data.clone() for name in LINEARS}
     scales = search_layer(layer, recorder, rotary)
     fold(layer, scales)
-    divisor = {
+    columns = {
         ATTENTION[0]: scales.attention,
         OUTPUT: over_query_heads(scales.output, layer),
         GATE: scales.mlp,
         DOWN: scales.down,
     }
-    packed, errors = {}, {}
-    for name in LINEARS:
-        weight, source = linear_of(layer, name).weight.data, INPUT_OF[name]
-        low, high = group_ranges(weight)
-        if name not in UNCLIPPED:
-            low, high = best_ranges(weight, recorder.statistics[source].gram(divisor[source]))
-        packed[name] = to_int4(weight, low, high)
-        effective = rounded(weight, low, high) / divisor[source]
-        if name == ATTENTION[2]:
-            effective *= scales.output[:, None]
-        elif name == UP:
-            effective *= scales.down[:, None]
-        rows = torch.cat([inputs.flatten(0, -2) for inputs in recorder.kept[source]])
-        errors[name] = {
-            "round_to_nearest": relative_error(rows, original[name], rounded(original[name])),
-            "awq": relative_error(rows, original[name], effective),
-        }
+    rows_of = {ATTENTION[2]: scales.output, UP: scales.down}
+    codes, without, errors = {}, {}, {}
+    for source in WATCHED:
+        divisor, statistics = columns[source], recorder.statistics[source]
+        full = statistics.full_gram(divisor)
+        factor = None if full is None else inverse_factor(full)
+        inputs = torch.cat([inputs.flatten(0, -2) for inputs in recorder.kept[source]])
+        for name in (name for name in LINEARS if INPUT_OF[name] == source):
+            weight = linear_of(layer, name).weight.data
+            gram = None if name in UNCLIPPED else statistics.gram(divisor)
+            low, high = group_ranges(weight) if gram is None else best_ranges(weight, gram)
+            found = {"awq": rounded(weight, low, high)}
+            codes[name] = without[name] = to_int4(weight, low, high)
+            if factor is not None:
+                found["own"], low, high = compensated(weight, factor, gram)
+                codes[name] = to_int4(found["own"], low, high)
+            back = rows_of.get(name, torch.ones_like(weight[:, 0]))[:, None] / divisor
+            found = {key: value * back for key, value in found.items()}
+            found["round_to_nearest"] = rounded(original[name])
+            errors[name] = {
+                key: relative_error(inputs, original[name], value) for key, value in found.items()
+            }
     largest = {name: float(recorder.statistics[name].largest.max()) for name in WATCHED}
-    return packed, {"linears": errors, "ratios": scales.ratios, "largest_inputs": largest}
+    report = {"linears": errors, "ratios": scales.ratios, "largest_inputs": largest}
+    return PackedLayer(codes, report, without)
 
 
 def relative_error(rows: Tensor, weight: Tensor, changed: Tensor) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from nvila_ros.training.quantize.workplace import Workplace
 
 LENGTHS = "prompt_lengths.json"
 KEPT_ROWS = 4096  # tokens that the search looks at
+# Up to here errors are fed back, which takes a (K, K) inverse: an 8B's widest only on a GPU.
+MOST_INPUTS = {False: 9216, True: 32768}
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -124,19 +127,26 @@ class DecoderStage:
         layer = self._load(number)
         positions = torch.arange(max(self._lengths), device=self._device)
         rotary = rotary_table(self._language, positions)
-        recorder = Recorder(layer, awq.WATCHED, with_gram=True)
+        most = MOST_INPUTS[self._device.type == "cuda"]
+        recorder = Recorder(layer, awq.WATCHED, with_gram=True, most_inputs=most)
         self._forward(layer, recorder, rotary, number)
+        report: dict[str, Any] = {}
         if self._ready_made is None:
-            packed, report = awq.quantize_layer(layer, recorder, rotary)
-            tensors = self._tensors(number, layer, packed)
+            packed = awq.quantize_layer(layer, recorder, rotary)
+            report, tensors = packed.report, self._tensors(number, layer, packed.codes)
+            found = {"awq": packed.without_feedback, "own": packed.codes}
         else:
-            packed, report = {}, {}
-            tensors = self._taken(number, layer, packed)
+            codes: dict[str, Int4Weight] = {}
+            tensors = self._taken(number, layer, codes)
+            found = {"autoawq": codes}
         del recorder
-        name = "awq" if self._ready_made is None else "autoawq"
+        plain = rounded_layer(self._load(number))
         report["layer_output"] = {
-            "round_to_nearest": self._error(rounded_layer(self._load(number)), rotary, number),
-            name: self._error(dequantized_layer(layer, packed), rotary, number),
+            "round_to_nearest": self._error(plain, rotary, number),
+            **{
+                name: self._error(dequantized_layer(layer, codes), rotary, number)
+                for name, codes in found.items()
+            },
         }
         self._workplace.write_json(report_file(number), report)
         self._workplace.write_tensors(layer_file(number), tensors)

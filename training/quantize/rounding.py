@@ -14,6 +14,7 @@ from nvila_ros.kernels.reference import quantize_per_token
 GROUP = 128
 LARGEST_CODE = 15
 SMALLEST_SCALE = 2.0**-20  # of an empty group; float16 still tells it from zero
+DAMPING = 0.01  # of the mean second moment: channels that are never used have an inverse too
 ROWS_PER_STEP = 2048  # bounds the copies of a wide layer
 SHRINKS = tuple(1.0 - step / 20 for step in range(11))  # 1.0 to 0.5 of a group's range
 
@@ -79,6 +80,50 @@ def best_ranges(weight: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
         lows.append(best_low)
         highs.append(best_high)
     return torch.cat(lows), torch.cat(highs)
+
+
+def inverse_factor(gram: Tensor) -> Tensor:
+    """(K, K) second moment of the inputs -> upper Cholesky factor of its inverse, float32."""
+    damped = gram.double()
+    damped.diagonal().add_(DAMPING * damped.diagonal().mean().clamp(min=1e-12))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def compensated(
+    weight: Tensor, factor: Tensor, gram: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round column by column; the columns to come make up for the error so far (GPTQ).
+
+    (N, K) float32, `inverse_factor` (K, K), group moments (G, g, g) or None to leave ranges
+    unclipped -> the weight that its codes stand for (N, K) and the ranges (N, G) of its groups.
+    """
+    left, done = weight.clone(), torch.empty_like(weight)
+    lows, highs = [], []
+    for begin in range(0, weight.shape[1], GROUP):
+        group = slice(begin, begin + GROUP)
+        columns, inner = left[:, group].clone(), factor[group, group]
+        low, high = group_ranges(columns)
+        if gram is not None:
+            low, high = best_ranges(columns, gram[begin // GROUP].unsqueeze(0))
+        errors = torch.empty_like(columns)
+        for place in range(GROUP):
+            column = columns[:, place]
+            codes, zeros, scales = _codes_of_column(column, low[:, 0], high[:, 0])
+            done[:, begin + place] = (codes - zeros) * scales
+            errors[:, place] = (column - done[:, begin + place]) / inner[place, place]
+            columns[:, place:] -= errors[:, place, None] * inner[place, place:]
+        left[:, begin + GROUP :] -= errors @ factor[group, begin + GROUP :]
+        lows.append(low)
+        highs.append(high)
+    return done, torch.cat(lows, dim=1), torch.cat(highs, dim=1)
+
+
+def _codes_of_column(column: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) each -> codes, zero points and scales (N,), float; as `codes_of`."""
+    scales = ((high - low) / LARGEST_CODE).clamp(min=SMALLEST_SCALE).half().float()
+    zeros = (-low / scales).round_().clamp_(0, LARGEST_CODE)
+    return (column / scales).round_().add_(zeros).clamp_(0, LARGEST_CODE), zeros, scales
 
 
 def w8a8(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

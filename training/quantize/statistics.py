@@ -16,11 +16,13 @@ class InputStatistics:
     """Running figures of one linear's inputs (rows, K) in float32.
 
     mean_magnitude (K,): mean |x| of each channel; largest (K,): max |x|
-    gram (G, 128, 128): mean x x^T inside each group of inputs, for linears with whole groups
+    gram (K, K) or (G, 128, 128): mean x x^T over all inputs, or inside each group of them where
+    K is above `most_inputs`; only if asked for
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_inputs: int = 0) -> None:
         self.num_rows = 0
+        self._most_inputs = most_inputs
         self._sum_magnitude: Tensor | None = None
         self._sum_gram: Tensor | None = None
         self._largest: Tensor | None = None
@@ -37,8 +39,9 @@ class InputStatistics:
             self._sum_magnitude += total
             self._largest = torch.maximum(self._largest, largest)
         if with_gram:
-            groups = rows.unflatten(1, (-1, GROUP)).transpose(0, 1)  # (G, rows, 128)
-            gram = groups.transpose(1, 2) @ groups
+            if rows.shape[1] > self._most_inputs:
+                rows = rows.unflatten(1, (-1, GROUP)).transpose(0, 1)  # (G, rows, 128)
+            gram = rows.transpose(-2, -1) @ rows
             self._sum_gram = gram if self._sum_gram is None else self._sum_gram.add_(gram)
 
     @property
@@ -53,23 +56,32 @@ class InputStatistics:
         assert self._largest is not None, "no prompt was seen"
         return self._largest
 
-    def gram(self, divisor: Tensor | None = None) -> Tensor:
-        """(G, 128, 128) of the inputs, or of the inputs divided by (K,) per channel."""
+    def gram(self, divisor: Tensor) -> Tensor:
+        """(G, 128, 128) of the inputs divided by (K,) per channel."""
         assert self._sum_gram is not None, "the second moments were not asked for"
-        gram = self._sum_gram / self.num_rows
-        if divisor is None:
-            return gram
+        gram = self._sum_gram
+        if gram.dim() == 2:
+            blocks = range(0, len(gram), GROUP)
+            gram = torch.stack([gram[at : at + GROUP, at : at + GROUP] for at in blocks])
         parts = divisor.unflatten(0, (-1, GROUP))  # (G, 128)
-        return gram / (parts.unsqueeze(2) * parts.unsqueeze(1))
+        return gram / self.num_rows / (parts.unsqueeze(2) * parts.unsqueeze(1))
+
+    def full_gram(self, divisor: Tensor) -> Tensor | None:
+        """(K, K) of the inputs divided by (K,) per channel; None where only groups were summed."""
+        if self._sum_gram is None or self._sum_gram.dim() != 2:
+            return None
+        return self._sum_gram / self.num_rows / (divisor.unsqueeze(1) * divisor)
 
 
 class Recorder:
     """Watches named linears of a layer; `kept` inputs are stored whole for the search."""
 
-    def __init__(self, layer: nn.Module, names: tuple[str, ...], *, with_gram: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, names: tuple[str, ...], *, with_gram: bool, most_inputs: int = 0
+    ) -> None:
         self._layer = layer
         self._with_gram = with_gram
-        self.statistics = {name: InputStatistics() for name in names}
+        self.statistics = {name: InputStatistics(most_inputs) for name in names}
         self.kept: dict[str, list[Tensor]] = {name: [] for name in names}
         self.is_keeping = False
 

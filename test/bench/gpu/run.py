@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -47,10 +48,13 @@ ROWS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout.strip()
+    """What the figures depend on; BENCH_COMMIT names the commit where there is no repository."""
+    commit = (
+        os.environ.get("BENCH_COMMIT")
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
+        ).stdout.strip()
+    )
     return {
         "gpu": torch.cuda.get_device_name(0),
         "capability": "sm_{}{}".format(*torch.cuda.get_device_capability(0)),
