@@ -5,13 +5,14 @@ SEED ?=
 INSTRUCTION ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test lint format bench bench-gpu clean
+.PHONY: setup demo test lint format bench bench-gpu bench-load clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
 
 setup:
@@ -34,6 +35,9 @@ format: setup
 
 bench: setup
 	@$(BIN)/python test/bench/run.py
+
+bench-load: setup
+	@$(BIN)/python test/bench/bench_load.py $(BENCH_ARGS)
 
 bench-gpu: setup
 	@$(BIN)/python test/bench/gpu/run.py $(BENCH_ARGS)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 CODES_PER_WORD = 8  # four bits each in an int32
-TRANSPOSED_WORDS = 64  # of a row at a time, on a CPU
+# Words at a time that are transposed on a CPU.
+TRANSPOSED_WIDTH = 64
+TRANSPOSED_DEPTH = 448
 ROWS_GROUP = 128  # inputs that share a scale and zero point in RowsInt4
 SYMMETRIC_ZERO = 8  # the code that stands for 0 where a checkpoint stores no zero points
 SEQUENTIAL = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -59,29 +61,44 @@ def unpack(words: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
     return codes.flatten(1)
 
 
-def transpose_codes(words: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
-    """(K, N / 8) int32, nibble i of word w = column 8 w + order[i] -> (N, K / 8), in sequence.
+def transpose_codes(
+    words: Tensor, order: Sequence[int] = SEQUENTIAL, to_order: Sequence[int] = SEQUENTIAL
+) -> Tensor:
+    """(K, N / 8) int32, nibble i of word w = column 8 w + order[i] -> (N, K / 8) in `to_order`.
 
-    What `pack(unpack(words, order).t())` gives, without a byte per code: words change places as
-    they are, then each eight of them swap nibbles in three steps, as a matrix of 8 x 8 is
-    transposed by halves. K is a multiple of 8.
+    What `pack(unpack(words, order).t(), to_order)` gives, without a byte per code: words change
+    places as they are, then each eight of them swap nibbles in three steps, as a matrix of 8 x 8
+    is transposed by halves. K is a multiple of 8.
     """
     rows, width = words.shape
     depth = rows // CODES_PER_WORD
     grid = words.view(depth, CODES_PER_WORD, width)
     columns = torch.empty(width, CODES_PER_WORD, depth, dtype=torch.int32, device=words.device)
-    # On a CPU a block stays in the cache; other devices take all at once.
-    step = TRANSPOSED_WORDS if words.device.type == "cpu" else width
-    for begin in range(0, width, step):
-        block = grid[:, :, begin : begin + step].permute(1, 2, 0).contiguous()  # (8, w, K / 8)
-        for distance, mask in ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F)):
-            low, high = block.unflatten(0, (-1, 2, distance)).unbind(1)
-            swapped = (low >> 4 * distance).bitwise_xor_(high).bitwise_and_(mask)
-            high.bitwise_xor_(swapped)
-            low.bitwise_xor_(swapped.bitwise_left_shift_(4 * distance))
-        for nibble, column in enumerate(order):
-            columns[begin : begin + step, column] = block[nibble]
+    # On a CPU a block stays in the cache and its memory is used again; others take all at once.
+    is_cpu = words.device.type == "cpu"
+    block_width = min(TRANSPOSED_WIDTH, width) if is_cpu else width
+    block_depth = min(TRANSPOSED_DEPTH, depth) if is_cpu else depth
+    scratch = words.new_empty(CODES_PER_WORD * block_width * block_depth)
+    for left in range(0, width, block_width):
+        for top in range(0, depth, block_depth):
+            part = grid[top : top + block_depth, :, left : left + block_width].permute(1, 2, 0)
+            block = scratch[: part.numel()].view(part.shape)  # (8, w, d)
+            for nibble, row in enumerate(to_order):
+                block[nibble] = part[row]
+            _swap_nibbles(block)
+            target = columns[left : left + block_width, :, top : top + block_depth]
+            for nibble, column in enumerate(order):
+                target[:, column] = block[nibble]
     return columns.flatten(0, 1)
+
+
+def _swap_nibbles(words: Tensor) -> None:
+    """(8, ...) int32, in place: nibble i of word j and nibble j of word i change places."""
+    for distance, mask in ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F)):
+        low, high = words.unflatten(0, (-1, 2, distance)).unbind(1)
+        swapped = (low >> 4 * distance).bitwise_xor_(high).bitwise_and_(mask)
+        high.bitwise_xor_(swapped)
+        low.bitwise_xor_(swapped.bitwise_left_shift_(4 * distance))
 
 
 def from_awq_gemm(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Int4Weight:
@@ -96,7 +113,7 @@ def from_awq_gemm(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Int4Weight
 def to_awq_gemm(weight: Int4Weight) -> tuple[Tensor, Tensor, Tensor]:
     """The inverse of `from_awq_gemm`; N is a multiple of 8."""
     return (
-        pack(unpack(weight.qweight).t(), AWQ_GEMM_ORDER),
+        transpose_codes(weight.qweight, to_order=AWQ_GEMM_ORDER),
         pack(weight.zeros.t(), AWQ_GEMM_ORDER),
         weight.scales.t().contiguous(),
     )

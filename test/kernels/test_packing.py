@@ -140,9 +140,10 @@ def test_rows_refuse_another_group_size(weight, group_size):
         packing.to_rows(narrow)
 
 
+@pytest.mark.parametrize("to_order", [packing.SEQUENTIAL, packing.AWQ_GEMM_ORDER])
 @pytest.mark.parametrize("order", [packing.SEQUENTIAL, packing.AWQ_GEMM_ORDER])
 @pytest.mark.parametrize(("rows", "width"), [(8, 1), (128, 65), (24, 130), (8 * 449, 3)])
-def test_transposed_words_hold_the_transposed_codes(order, rows, width):
+def test_transposed_words_hold_the_transposed_codes(order, to_order, rows, width):
     words = torch.randint(-(2**31), 2**31, (rows, width), dtype=torch.int64).int()
-    expected = packing.pack(packing.unpack(words, order).t())
-    assert torch.equal(packing.transpose_codes(words, order), expected)
+    expected = packing.pack(packing.unpack(words, order).t(), to_order)
+    assert torch.equal(packing.transpose_codes(words, order, to_order), expected)

@@ -20,23 +20,27 @@ from nvila_ros.models.writing import PartWriter
 SHARD_BYTES = {"bf16": 300_000_000, "awq_gemm": 100_000_000}
 POOL = 1 << 22
 
-# Takes every tensor as a float16 network would on a CPU and drops it; prints the high-water mark.
-STREAM = """
-import json, sys, torch
+# Runs `work` and prints by how much the kernel's high-water mark of this process rose.
+CHILD = """
+import sys, torch
 from pathlib import Path
 from nvila_ros.models import weights
+from nvila_ros.models.convert import convert
 
 def resident(name):
     line = next(l for l in Path("/proc/self/status").read_text().splitlines() if name in l)
     return 1024 * int(line.split()[1])
 
-_, _, readers = weights.open_checkpoint(sys.argv[1])
+def stream(folder):
+    for reader in weights.open_checkpoint(folder)[2].values():
+        for item in reader.stream(torch.float16, torch.device("cpu")):
+            del item
+
+weights.open_checkpoint(sys.argv[2])
 torch.ones(64, 64).half().float().int().bitwise_and_(1)
 before = resident("VmRSS")
-for reader in readers.values():
-    for item in reader.stream(torch.float16, torch.device("cpu")):
-        del item
-print(json.dumps({"extra": resident("VmHWM") - before}))
+stream(sys.argv[2]) if sys.argv[1] == "stream" else convert(*sys.argv[2:], torch.float16)
+print(resident("VmHWM") - before)
 """
 
 
@@ -119,9 +123,20 @@ def test_it_loads_in_its_own_precision_and_in_another(folder, one_thread):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_loading_takes_less_memory_than_a_shard(folder):
-    command = [sys.executable, "-c", STREAM, str(folder)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+@pytest.mark.parametrize("work", ["stream", "convert"])
+def test_less_memory_than_a_shard_is_needed(folder, tmp_path, work):
+    """`stream` takes every tensor as a float16 network would and drops it, as one on a GPU does."""
+    arguments = [work, str(folder), *([str(tmp_path / "target")] if work == "convert" else [])]
+    command = [sys.executable, "-c", CHILD, *arguments]
+    extra = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     largest = max(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    extra = json.loads(output)["extra"]
     assert extra <= 1.2 * largest, f"{extra / 1e6:.0f} MB beside files of {largest / 1e6:.0f} MB"
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_what_a_cpu_does(folder):
+    on_gpu, _ = weights.load(folder, "cuda")
+    on_cpu, _ = weights.load(folder, "cpu", torch.float16)
+    expected = on_cpu.state_dict()
+    for key, tensor in on_gpu.state_dict().items():
+        assert tensor.device.type == "cuda" and torch.equal(tensor.cpu(), expected[key])
