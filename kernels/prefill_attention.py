@@ -27,11 +27,19 @@ _MOST_TILES = 4096  # of packed rows and key-value heads
 
 
 def attention_rows(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, num_keys: int, mask: Tensor | None = None
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    num_keys: int,
+    mask: Tensor | None = None,
+    *,
+    may_plan: bool = True,
 ) -> Tensor:
     """q (M, H, d), caches (Hkv, S, d) -> (M, H d) over the first T = `num_keys` slots.
 
     Without `mask` (M, T), row m sees the keys [0, T - M + m]; with it, those where it is True.
+    `may_plan`: cuDNN may plan for these numbers of rows and keys, once: 50 ms that pay for what is
+    replayed, not for what is read once.
     """
     if query.dtype != torch.float16 or not build.is_fast(query) or not len(query):
         return reference.attention_rows(query, k_cache, v_cache, num_keys, mask)
@@ -41,7 +49,7 @@ def attention_rows(
     if mask is not None:
         return _masked_attention(query, keys, values, mask)
     num_kept = num_keys - len(query)
-    if num_kept * 3 <= num_keys and _has_hopper_attention(query.device.index):
+    if may_plan and num_kept * 3 <= num_keys and _has_hopper_attention(query.device.index):
         return _square_attention(query, keys, values, num_kept)
     # The operator under SDPA: its causal rule counts from the end, heads are grouped inside.
     mixed = torch.ops.aten._scaled_dot_product_flash_attention(

@@ -48,6 +48,18 @@ def quantize_per_token(inputs: Tensor) -> tuple[Tensor, Tensor]:
     return codes.nan_to_num(0.0).to(torch.int8), limits.squeeze(-1) / INT8_LIMIT
 
 
+def quantize_blocks(inputs: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """(M, K) float -> codes (M, K) int8, scales (K / block, M) float32: per row and block."""
+    parts = [quantize_per_token(part) for part in inputs.split(block, dim=1)]
+    return torch.cat([codes for codes, _ in parts], dim=1), torch.stack([s for _, s in parts])
+
+
+def dequantize_blocks(codes: Tensor, scales: Tensor, block: int) -> Tensor:
+    """The inverse of `quantize_blocks`: (M, K) float32."""
+    steps = scales.t().repeat_interleave(block, dim=1)[:, : codes.shape[1]]
+    return codes.float() * steps
+
+
 def integer_matmul(codes: Tensor, weight: Tensor) -> Tensor:
     """(M, K) int8 times (N, K) int8 transposed -> (M, N) int32, exact."""
     total = torch.zeros(codes.shape[0], weight.shape[0], dtype=torch.int32, device=codes.device)

@@ -13,6 +13,7 @@ from nvila_ros.errors import KernelError
 from nvila_ros.kernels import build, vision_rows
 from nvila_ros.kernels.vision_attention import FrameAttention
 from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
+from nvila_ros.kernels.w8a8_hopper import BLOCK_K, Epilogue
 
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
@@ -137,6 +138,8 @@ class _Buffers:
         self.codes = torch.zeros(rows, width, dtype=torch.int8, device=device)
         self.wide_codes = torch.zeros(rows, inner, dtype=torch.int8, device=device)
         self.scales = torch.zeros(rows, dtype=torch.float32, device=device)
+        blocks = -(-inner // BLOCK_K)
+        self.block_scales = torch.zeros(blocks * rows, dtype=torch.float32, device=device)
 
     @property
     def num_bytes(self) -> int:
@@ -158,6 +161,7 @@ class VisionEncoder:
         self.programmatic = is_hopper(device)  # kernels start while the one before them ends
         self.num_patches, width = weights.positions.shape
         inner = weights.blocks[0].fc1.weight.shape[0]
+        self.fuse_inner = is_hopper(device) and inner % 16 == 0  # fc1 quantizes what fc2 reads
         rows = max_frames * self.num_patches
         self._buffers = _Buffers(rows, width, inner, weights.patch_weight.shape[1], device)
         self._passes: dict[int, list[Callable[[], object]]] = {}
@@ -208,6 +212,7 @@ class VisionEncoder:
             buffers.wide_codes[:rows],
             buffers.scales[:rows],
         )
+        block_scales = buffers.block_scales
         flat = buffers.wide.flatten()
         qkv = flat[: rows * 3 * width].view(rows, 3 * width)
         inner = flat[: rows * inner_width].view(rows, inner_width)
@@ -223,9 +228,12 @@ class VisionEncoder:
             )
 
         def linear(source: Tensor, layer: Int8Linear, out: Tensor, **options: bool) -> None:
-            bound = BoundLinear(source, layer.weight, layer.weight_scale, layer.bias, **options)
-            residual = out if options.get("residual") else None
-            steps.append(lambda: bound.launch(scales, out, residual, programmatic=early))
+            epilogue = Epilogue(**options)
+            bound = BoundLinear(source, layer.weight, layer.weight_scale, layer.bias, epilogue)
+            residual = out if epilogue.residual else None
+            read = block_scales if epilogue.block_scales else scales
+            written = block_scales if epilogue.codes_out else None
+            steps.append(lambda: bound.launch(read, out, residual, written, programmatic=early))
 
         for block in weights.blocks:
             steps.append(norm(block.norm1_weight, block.norm1_bias))
@@ -234,6 +242,10 @@ class VisionEncoder:
             steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
             linear(codes, block.out, hidden, residual=True)
             steps.append(norm(block.norm2_weight, block.norm2_bias))
+            if self.fuse_inner:
+                linear(codes, block.fc1, wide_codes, gelu=True, codes_out=True)
+                linear(wide_codes, block.fc2, hidden, residual=True, block_scales=True)
+                continue
             linear(codes, block.fc1, inner, gelu=True)
             steps.append(
                 lambda: vision_rows.quantize(inner, wide_codes, scales, programmatic=early)

@@ -8,7 +8,11 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.kernels import build, cpu_int8, reference, vision_rows
+from nvila_ros.errors import KernelError
+from nvila_ros.kernels import build, cpu_int8, reference, vision_rows, w8a8_hopper
+from nvila_ros.kernels.w8a8_hopper import Epilogue
+
+PLAIN = Epilogue()
 
 
 class W8A8Linear(nn.Module):
@@ -72,34 +76,34 @@ class BoundLinear:
         weight: Tensor,
         weight_scale: Tensor,
         bias: Tensor,
-        *,
-        gelu: bool = False,
-        residual: bool = False,
+        epilogue: Epilogue = PLAIN,
     ) -> None:
         self._operands = (codes, weight, weight_scale, bias)
-        self._gelu = gelu
+        self._gelu = epilogue.gelu
         self._hopper = None
         if is_hopper(codes.device) and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0:
-            from nvila_ros.kernels import w8a8_hopper
-
-            tiling = w8a8_hopper.choose_tiling(codes.shape[0], *weight.shape)
-            self._hopper = w8a8_hopper.HopperGemm(
-                codes, weight, tiling, gelu=gelu, residual=residual
-            )
+            tiling = w8a8_hopper.choose_tiling(codes.shape[0], len(weight), epilogue)
+            self._hopper = w8a8_hopper.HopperGemm(codes, weight, tiling, epilogue)
+        elif epilogue.codes_out or epilogue.block_scales:
+            raise KernelError("scales per block of columns need a Hopper GPU")
 
     def launch(
         self,
         scales: Tensor,
         out: Tensor,
         residual: Tensor | None = None,
+        out_scales: Tensor | None = None,
         *,
         programmatic: bool = False,
     ) -> Tensor:
-        """Scales (M,) float32 [, residual (M, N) float16] -> `out` (M, N) float16."""
+        """Scales (M,) float32 [, residual (M, N) float16] -> `out` (M, N) float16.
+
+        Scales per block of 192 columns are (blocks, M): those of the inputs, and `out_scales`.
+        """
         codes, weight, weight_scale, bias = self._operands
         if self._hopper is not None:
             return self._hopper.launch(
-                scales, weight_scale, bias, out, residual, programmatic=programmatic
+                scales, weight_scale, bias, out, residual, out_scales, programmatic=programmatic
             )
         from nvila_ros.kernels import vision_triton
 
@@ -141,9 +145,8 @@ def w8a8_matmul(
         shift = weight_scale.new_zeros(weight.shape[0]) if bias is None else bias.detach()
         added = None if residual is None else residual.half().contiguous()
         out = codes.new_empty(codes.shape[0], weight.shape[0], dtype=torch.float16)
-        bound = BoundLinear(
-            codes.contiguous(), weight, weight_scale, shift.half(), residual=added is not None
-        )
+        epilogue = Epilogue(residual=added is not None)
+        bound = BoundLinear(codes.contiguous(), weight, weight_scale, shift.half(), epilogue)
         return bound.launch(scales.contiguous(), out, added)
     if codes.device.type == "cpu":
         return cpu_int8.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)

@@ -14,8 +14,19 @@ from nvila_ros.kernels import build, driver
 
 SOURCE = "w8a8_hopper.cu"
 TILE_K = 128
+BLOCK_K = 192  # columns that share a scale in a row of codes, where there are several
 THREADS = 384
 CONSUMER_WARPS = 8
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What becomes of the sums."""
+
+    gelu: bool = False
+    residual: bool = False
+    codes_out: bool = False  # int8 with a scale per row and BLOCK_K columns, instead of float16
+    block_scales: bool = False  # the inputs have such scales
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,11 @@ class Tiling:
         """Blocks in a cluster."""
         return self.cluster_m * self.cluster_n
 
-    @property
-    def shared_bytes(self) -> int:
+    def shared_bytes(self, codes_out: bool = False) -> int:
         """The ring, what lies behind it, and room to align."""
         ring = self.stages * (self.tile_m + self.tile_n) * TILE_K
         vectors = next((v for v in (8, 7, 6, 5) if self.tile_n % (8 * v) == 0), 2)
+        vectors = self.tile_n // 8 if codes_out else vectors
         staging = CONSUMER_WARPS * 16 * 16 * (vectors // 2 * 2 + (3 if vectors % 2 else 1))
         return ring + staging + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
 
@@ -47,7 +58,7 @@ class Tiling:
         """Tiles of whole clusters that cover (m, n)."""
         return -(-m // (self.tile_m * self.cluster_m)) * -(-n // (self.tile_n * self.cluster_n))
 
-    def defines(self, gelu: bool, residual: bool) -> dict[str, int]:
+    def defines(self, epilogue: Epilogue) -> dict[str, int]:
         """The source's defines."""
         return {
             "TILE_M": self.tile_m,
@@ -57,18 +68,22 @@ class Tiling:
             "CLUSTER_M": self.cluster_m,
             "CLUSTER_N": self.cluster_n,
             "PINGPONG": int(self.pingpong),
-            "GELU": int(gelu),
-            "RESIDUAL": int(residual),
+            "GELU": int(epilogue.gelu),
+            "RESIDUAL": int(epilogue.residual),
+            "CODES_OUT": int(epilogue.codes_out),
+            "BLOCK_SCALES": int(epilogue.block_scales),
         }
 
 
-def choose_tiling(m: int, n: int, k: int) -> Tiling:
-    """The tiling for an (m, n, k) product, from measurement on an H100."""
+def choose_tiling(m: int, n: int, epilogue: Epilogue) -> Tiling:
+    """The tiling for m rows and n outputs, from measurement on an H100."""
+    if epilogue.block_scales:
+        return Tiling(128, 192, 5, 2) if m > 2048 else Tiling(128, 80, 6, 1, 2)
+    if epilogue.codes_out:
+        return Tiling(128, BLOCK_K, 4, 2, pingpong=True)
     if m > 2048:
-        return Tiling(128, 192, 5, 2, 1, pingpong=True)
-    if n > 2304:
-        return Tiling(128, 192, 5)
-    return Tiling(128, 80, 6)
+        return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 4, 2, 1, True)
+    return Tiling(128, 80, 6) if n <= 2304 else Tiling(128, 224, 4, 2)
 
 
 class HopperGemm:
@@ -79,9 +94,7 @@ class HopperGemm:
         codes: Tensor,
         weight: Tensor,
         tiling: Tiling,
-        *,
-        gelu: bool = False,
-        residual: bool = False,
+        epilogue: Epilogue,
         extra_defines: Mapping[str, object] | None = None,
     ) -> None:
         """codes (M, K) int8, weight (N, K) int8; K a multiple of 16, N of 8."""
@@ -89,7 +102,8 @@ class HopperGemm:
         self.n = weight.shape[0]
         assert self.k % 16 == 0 and self.n % 8 == 0, (self.m, self.n, self.k)
         self.tiling = tiling
-        defines = {**tiling.defines(gelu, residual), **(extra_defines or {})}
+        self.epilogue = epilogue
+        defines = {**tiling.defines(epilogue), **(extra_defines or {})}
         self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
         self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
@@ -103,16 +117,29 @@ class HopperGemm:
         bias: Tensor,
         out: Tensor,
         residual: Tensor | None = None,
+        out_scales: Tensor | None = None,
         *,
         programmatic: bool = False,
     ) -> Tensor:
-        """(M,) float32, (N,) float32, (N,) float16 [, (M, N) float16] -> `out` (M, N) float16."""
-        arguments = [self._codes, self._weight, scales, weight_scale, bias, residual, out]
+        """(M,) float32, (N,) float32, (N,) float16 [, (M, N) float16] -> `out` (M, N) float16.
+
+        Block scales are (number of blocks, M) float32, those of the inputs and `out_scales`.
+        """
+        arguments = [
+            self._codes,
+            self._weight,
+            scales,
+            weight_scale,
+            bias,
+            residual,
+            out,
+            out_scales,
+        ]
         self._kernel.launch(
             grid=(self._blocks,),
             block=(THREADS,),
             args=[*arguments, self.m, self.n, self.k],
-            shared_bytes=self.tiling.shared_bytes,
+            shared_bytes=self.tiling.shared_bytes(self.epilogue.codes_out),
             programmatic=programmatic,
         )
         return out

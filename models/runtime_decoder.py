@@ -59,6 +59,7 @@ class Decoder:
         self.step = make_step(weights, cache)
         self._pool = pool
         self._reads = Graphs(pool)
+        self._has_time = False  # nobody waits for what runs now
         self._launch = self.step.launch
         is_cuda = weights.device.type == "cuda"
         self._landed = torch.zeros(cache.max_tokens + 1, dtype=torch.int32, pin_memory=is_cuda)
@@ -99,7 +100,11 @@ class Decoder:
 
     def catch_up(self) -> None:
         """Captures the layouts that were read once, when there is time for it."""
-        self._reads.catch_up()
+        self._has_time = True
+        try:
+            self._reads.catch_up()
+        finally:
+            self._has_time = False
 
     def forget_layouts(self) -> None:
         """Layouts of a warm-up need no graphs."""
@@ -162,7 +167,9 @@ class Decoder:
         """(M, D) -> mixed values (M, H d): the prompt's rows are causal, the tree's have a mask."""
         keys, values = self.cache.keys[index], self.cache.values[index]
         query = queries(self.weights, self.cache, index, hidden, rows.positions, rows.slots)
-        prompt = prefill.attention_rows(query[: rows.num_prompt], keys, values, rows.num_keys)
+        prompt = prefill.attention_rows(
+            query[: rows.num_prompt], keys, values, rows.num_keys, may_plan=self._has_time
+        )
         mask = rows.tree_mask
         if mask is None:
             return prompt

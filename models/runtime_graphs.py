@@ -91,7 +91,7 @@ class Graphs:
         met = [*self._met.items()]
         self._met.clear()
         for key, (function, example) in met:
-            self._keep(key, _Replay(self._pool, function, example, 0))
+            self._keep(key, _Replay(self._pool, function, example, 1))
         return len(met)
 
     def run(self, key: Hashable, make: Callable[[], Function], inputs: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from nvila_ros.kernels import reference, vision, vision_reference
-from nvila_ros.kernels.w8a8 import W8A8Linear
+from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear
+from nvila_ros.kernels.w8a8_hopper import Epilogue
 
 SIGLIP = {"width": 1152, "inner": 4304, "heads": 16, "side_px": 448, "layers": 2}
 SMALL = {"width": 144, "inner": 304, "heads": 2, "side_px": 56, "layers": 2}
@@ -113,8 +114,6 @@ GPU_SHAPES = [
 @pytest.mark.parametrize("m, k, n", GPU_SHAPES)
 @pytest.mark.parametrize("gelu, residual", [(False, False), (True, False), (False, True)])
 def test_the_gemm_and_its_epilogue(device, m, k, n, gelu, residual):
-    from nvila_ros.kernels.w8a8 import BoundLinear
-
     torch.manual_seed(m + k + n)
     codes = torch.randint(-127, 128, (m, k), dtype=torch.int8, device=device)
     weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device)
@@ -122,7 +121,8 @@ def test_the_gemm_and_its_epilogue(device, m, k, n, gelu, residual):
     bias = torch.randn(n, device=device).half()
     added = torch.randn(m, n, device=device).half() if residual else None
     poisoned = torch.full((m + 8, n), float("nan"), dtype=torch.float16, device=device)
-    bound = BoundLinear(codes, weight, weight_scale, bias, gelu=gelu, residual=residual)
+    epilogue = Epilogue(gelu=gelu, residual=residual)
+    bound = BoundLinear(codes, weight, weight_scale, bias, epilogue)
     bound.launch(scales, poisoned[:m], added)
     expected = codes.double() @ weight.double().t() * scales.double()[:, None] * weight_scale
     expected = expected + bias
@@ -131,12 +131,11 @@ def test_the_gemm_and_its_epilogue(device, m, k, n, gelu, residual):
     if added is not None:
         expected = expected + added
     assert poisoned[m:].isnan().all(), "wrote past the end"
-    # Integers are exact: what is left is float16's own rounding (GELU's tanh is approximate).
+    # Integers are exact: what is left is float16's rounding, of the product and after the residual
+    # again (so that a small difference of two is off by their size), and GELU's approximate tanh.
     assert relative_error(poisoned[:m], expected) < 5e-4
-    error = (poisoned[:m].double() - expected).abs() / (
-        expected.abs() + 0.05 * expected.abs().mean()
-    )
-    assert error.max() < (2e-2 if gelu else 2e-3)
+    size = expected.abs() + (added.abs() if added is not None else 0) + expected.abs().mean() / 20
+    assert ((poisoned[:m].double() - expected).abs() / size).max() < (2e-2 if gelu else 3e-3)
 
 
 @gpu
@@ -198,7 +197,10 @@ def test_the_encoder_is_its_twin_also_when_replayed_from_a_graph(device, size):
     pixels = (torch.rand(3, 3, size["side_px"], size["side_px"], device=device) * 2 - 1).half()
     expected = vision_reference.encode(weights, pixels)
     features = encoder.encode(pixels)
-    assert relative_error(features, expected) < 5e-3  # codes off by one where float16 rounds first
+    # Codes are off by one where float16 rounds first; against float32 both are equally far.
+    assert relative_error(features, expected) < 1.5e-2
+    exact = tower(pixels.float())
+    assert relative_error(features, exact) < 1.1 * relative_error(expected, exact) + 1e-3
     alone = encoder.encode(pixels[1:2])
     assert relative_error(alone[0], features[1]) < 1e-3
     still = pixels.clone()

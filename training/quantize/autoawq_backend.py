@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.tokenizer import Tokenizer
-from nvila_ros.training.quantize.recordings import RecordedPrompt
 
 FOLDER = "autoawq"
 SETTINGS = {"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"}
-BLOCK_TOKENS = 256  # its calibration text is cut into blocks of this length
+PARALLEL_SAMPLES = 8  # bounds its memory
 
 
 def check(backend: str) -> None:
@@ -28,24 +30,19 @@ def check(backend: str) -> None:
         )
 
 
-class TokenizerForAutoawq:
-    """What AutoAWQ asks of a tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids."""
-        return self._tokenizer.encode(text)
+class NoTokenizer:
+    """AutoAWQ is given rows of numbers; its tokenizer is only asked to be there and to save."""
 
     def save_pretrained(self, folder: str) -> None:
-        """It is copied with the rest of the checkpoint."""
+        """Tokenizer files are copied with the rest of the checkpoint."""
 
 
-def pack(
-    llm: Path, workplace: Path, tokenizer: Tokenizer, prompts: Sequence[RecordedPrompt]
-) -> Path:
-    """`llm/` -> a folder with AutoAWQ's tensors; it calibrates on the prompts' text alone."""
+def pack(llm: Path, workplace: Path, rows: np.ndarray, lengths: Sequence[int]) -> Path:
+    """`llm/` -> a folder with AutoAWQ's tensors, calibrated on fused prompts (sum of lengths, D).
+
+    AutoAWQ knows no pictures: while it calibrates, the embedding table is the fused prompts
+    themselves, and each "token" names one row of them.
+    """
     folder = workplace / FOLDER
     if folder.exists():
         return folder
@@ -53,20 +50,28 @@ def pack(
 
     if not hasattr(activations, "PytorchGELUTanh"):
         # Its last release imports a class by a name that transformers has given up.
-        activations.PytorchGELUTanh = activations.GELUTanh
+        activations.PytorchGELUTanh = activations.GELUTanh  # type: ignore[attr-defined]
     from awq import AutoAWQForCausalLM
 
     model: Any = AutoAWQForCausalLM.from_pretrained(
         str(llm), device_map="cpu", use_cache=False, safetensors=True
     )
-    texts = [f"{prompt.instruction} {prompt.answer}" for prompt in prompts]
+    stack = model.model.model
+    table = stack.embed_tokens
+    fused = torch.from_numpy(np.array(rows)).to(table.weight.dtype)
+    stack.embed_tokens = nn.Embedding.from_pretrained(fused)
+    ends = np.cumsum(lengths).tolist()
     model.quantize(
-        TokenizerForAutoawq(tokenizer),
+        NoTokenizer(),
         quant_config=dict(SETTINGS),
-        calib_data=texts,
-        max_calib_samples=len(texts),
-        max_calib_seq_len=BLOCK_TOKENS,
+        calib_data=[
+            list(range(end - length, end)) for end, length in zip(ends, lengths, strict=True)
+        ],
+        max_calib_samples=len(lengths),
+        max_calib_seq_len=max(lengths),
+        n_parallel_calib_samples=PARALLEL_SAMPLES,
     )
+    stack.embed_tokens = table
     unfinished = folder.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_quantized(str(unfinished), safetensors=True)

@@ -20,7 +20,7 @@ from nvila_ros.models.language import LanguageLayer, rotary_table
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.prompt import navigation_prompt, user_prompt
 from nvila_ros.models.tokenizer import Tokenizer
-from nvila_ros.training.quantize import awq
+from nvila_ros.training.quantize import autoawq_backend, awq
 from nvila_ros.training.quantize.recordings import RecordedPrompt
 from nvila_ros.training.quantize.rounding import rounded
 from nvila_ros.training.quantize.statistics import Recorder
@@ -36,11 +36,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 class DecoderStage:
-    """Runs the calibration prompts through each layer and packs it on the way.
-
-    `ready_made` holds the tensors of a decoder that another tool has packed: then these are taken,
-    and only measured.
-    """
+    """Runs the calibration prompts through each layer and packs it on the way."""
 
     def __init__(
         self,
@@ -48,29 +44,19 @@ class DecoderStage:
         config: NvilaConfig,
         workplace: Workplace,
         device: torch.device,
-        ready_made: StoredPart | None = None,
     ) -> None:
         self._config = config
         self._language = replace(config.language, quantization=None)
         self._workplace = workplace
         self._device = device
         self._part = StoredPart(model / "llm")
-        self._ready_made = ready_made
+        self._ready_made: StoredPart | None = None  # what another tool has packed
         self._lengths: list[int] = []
 
-    def run(
-        self,
-        tokenizer: Tokenizer,
-        prompts: Sequence[RecordedPrompt],
-        frame_of: dict[str | None, int],
-        on_layer: Callable[[str], None],
-    ) -> None:
-        """Leaves a file per layer."""
+    def run(self, on_layer: Callable[[str], None]) -> None:
+        """Leaves a file per layer; `embed` comes first."""
         layers = range(self._language.num_hidden_layers)
-        if not all(self._workplace.has(layer_file(number)) for number in layers):
-            if not self._workplace.has(LENGTHS):
-                self._embed(tokenizer, prompts, frame_of)
-            self._lengths = self._workplace.read_json(LENGTHS)
+        self._lengths = self._workplace.read_json(LENGTHS)
         for number in layers:
             if not self._workplace.has(layer_file(number)):
                 self._layer(number)
@@ -78,14 +64,25 @@ class DecoderStage:
             on_layer(f"decoder layer {number + 1} of {len(layers)}")
         self._workplace.drop(hidden_file(len(layers)))
 
+    def pack_with_autoawq(self, llm: Path) -> None:
+        """Let AutoAWQ pack the decoder on the same fused prompts; `run` then only measures it."""
+        folder = self._workplace.folder / autoawq_backend.FOLDER
+        if not folder.exists():
+            rows = self._workplace.array(hidden_file(0))
+            lengths = self._workplace.read_json(LENGTHS)
+            autoawq_backend.pack(llm, self._workplace.folder, rows, lengths)
+        self._ready_made = StoredPart(folder)
+
     @torch.inference_mode()
-    def _embed(
+    def embed(
         self,
         tokenizer: Tokenizer,
         prompts: Sequence[RecordedPrompt],
         frame_of: dict[str | None, int],
     ) -> None:
         """Fused prompts with their right answers, one after the other (rows, D)."""
+        if self._workplace.has(LENGTHS):
+            return
         features = self._workplace.array(FEATURES)
         with torch.device("meta"):
             model = Nvila(self._config)

@@ -23,7 +23,6 @@ from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.training.quantize import autoawq_backend, finish
 from nvila_ros.training.quantize.decoder import DecoderStage
 from nvila_ros.training.quantize.recordings import RecordedPrompt, parse_calibration, record
-from nvila_ros.training.quantize.stored import StoredPart
 from nvila_ros.training.quantize.tower import TowerStage
 from nvila_ros.training.quantize.workplace import Workplace, digest
 
@@ -149,12 +148,11 @@ def _run(
         tokenizer.add_tokens(
             config.time_token_format.format(t=index) for index in range(config.num_time_tokens)
         )
-        ready_made = None
+        stage = DecoderStage(job.model, config, workplace, device)
+        stage.embed(tokenizer, prompts, frame_of)
         if job.backend == "autoawq":
-            packed = autoawq_backend.pack(job.model / "llm", workplace.folder, tokenizer, prompts)
-            ready_made = StoredPart(packed)
-        stage = DecoderStage(job.model, config, workplace, device, ready_made)
-        stage.run(tokenizer, prompts, frame_of, on_layer)
+            stage.pack_with_autoawq(job.model / "llm")
+        stage.run(on_layer)
     report = finish.write(
         workplace,
         job.model,
