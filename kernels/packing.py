@@ -62,7 +62,10 @@ def unpack(words: Tensor, order: Sequence[int] = SEQUENTIAL) -> Tensor:
 
 
 def transpose_codes(
-    words: Tensor, order: Sequence[int] = SEQUENTIAL, to_order: Sequence[int] = SEQUENTIAL
+    words: Tensor,
+    order: Sequence[int] = SEQUENTIAL,
+    to_order: Sequence[int] = SEQUENTIAL,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(K, N / 8) int32, nibble i of word w = column 8 w + order[i] -> (N, K / 8) in `to_order`.
 
@@ -73,7 +76,9 @@ def transpose_codes(
     rows, width = words.shape
     depth = rows // CODES_PER_WORD
     grid = words.view(depth, CODES_PER_WORD, width)
-    columns = torch.empty(width, CODES_PER_WORD, depth, dtype=torch.int32, device=words.device)
+    if out is None:
+        out = words.new_empty(width * CODES_PER_WORD, depth)
+    columns = out.view(width, CODES_PER_WORD, depth)
     # On a CPU a block stays in the cache and its memory is used again; others take all at once.
     is_cpu = words.device.type == "cpu"
     block_width = min(TRANSPOSED_WIDTH, width) if is_cpu else width
@@ -89,7 +94,7 @@ def transpose_codes(
             target = columns[left : left + block_width, :, top : top + block_depth]
             for nibble, column in enumerate(order):
                 target[:, column] = block[nibble]
-    return columns.flatten(0, 1)
+    return out
 
 
 def _swap_nibbles(words: Tensor) -> None:
@@ -101,10 +106,15 @@ def _swap_nibbles(words: Tensor) -> None:
         low.bitwise_xor_(swapped.bitwise_left_shift_(4 * distance))
 
 
-def from_awq_gemm(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Int4Weight:
-    """AutoAWQ version GEMM: (K, N / 8) int32, (G, N / 8) int32, (G, N) float16."""
+def from_awq_gemm(
+    qweight: Tensor, qzeros: Tensor, scales: Tensor, out: Tensor | None = None
+) -> Int4Weight:
+    """AutoAWQ version GEMM: (K, N / 8) int32, (G, N / 8) int32, (G, N) float16.
+
+    `out` (N, K / 8) int32 is memory for the words.
+    """
     return Int4Weight(
-        qweight=transpose_codes(qweight, AWQ_GEMM_ORDER),
+        qweight=transpose_codes(qweight, AWQ_GEMM_ORDER, out=out),
         zeros=unpack(qzeros, AWQ_GEMM_ORDER).t().contiguous(),
         scales=scales.t().contiguous(),
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import sys
@@ -18,10 +17,7 @@ from nvila_ros.models.headers import DTYPES, read_header
 
 CHUNK_BYTES = 8 << 20  # converted and read ahead at a time
 AHEAD_BYTES = 128 << 20  # the disk works this far ahead of the processor
-HUGE_PAGE_BYTES = 2 << 20
-# Of Linux; Python 3.10's mmap does not name them.
-MADV_HUGEPAGE = 14
-MAP_NORESERVE = 0x4000
+MAP_NORESERVE = 0x4000  # of Linux; Python 3.10's mmap does not name it
 
 
 class MappedFile:
@@ -64,18 +60,6 @@ class MappedFile:
 
     def close(self) -> None:
         """A mapping costs no memory and is kept."""
-
-
-def empty_on(device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialised; a large one on a CPU gets huge pages, whose first use costs a third."""
-    tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
-    is_large = device.type == "cpu" and tensor.nbytes >= 2 * HUGE_PAGE_BYTES
-    if is_large and sys.platform == "linux":
-        first = -(-tensor.data_ptr() // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-        length = (tensor.data_ptr() + tensor.nbytes - first) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-        # An advice: where the system does not take it, nothing changes but the time.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), MADV_HUGEPAGE)
-    return tensor
 
 
 class ReadAhead:

@@ -17,6 +17,7 @@ from nvila_ros.kernels import packing
 from nvila_ros.kernels.packing import CODES_PER_WORD, Int4Weight
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import QuantizationConfig
+from nvila_ros.models.memory import empty_on
 
 GROUP_SIZE = 128
 AWQ_LAYOUTS = {"gemm": "awq_gemm", "gemv": "awq_gemv"}
@@ -168,7 +169,10 @@ def stored_shapes(config: QuantizationConfig, linear: W4A16Linear) -> dict[str, 
 def _convert(config: QuantizationConfig, stored: dict[str, Tensor], num_groups: int) -> Int4Weight:
     """The stored tensors of one linear -> the form in which it computes."""
     if config.layout == "awq_gemm":
-        return packing.from_awq_gemm(stored["qweight"], stored["qzeros"], stored["scales"])
+        inputs, width = stored["qweight"].shape
+        shape = (width * CODES_PER_WORD, inputs // CODES_PER_WORD)
+        words = empty_on(stored["qweight"].device, shape, torch.int32)
+        return packing.from_awq_gemm(stored["qweight"], stored["qzeros"], stored["scales"], words)
     if config.layout == "awq_gemv":
         return packing.from_awq_gemv(
             stored["qweight"], stored["qzeros"], stored["scales"], num_groups

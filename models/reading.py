@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.headers import StoredTensor, read_headers
-from nvila_ros.models.mapping import CHUNK_BYTES, MappedFile, ReadAhead, empty_on
+from nvila_ros.models.mapping import CHUNK_BYTES, MappedFile, ReadAhead
+from nvila_ros.models.memory import empty_on
 from nvila_ros.models.quantization import PackedReader
 from nvila_ros.models.quantization_int8 import Int8Reader
 

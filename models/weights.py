@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,20 +108,31 @@ def save(
     """Write a network that `load` and Hugging Face's classes read; by default in its own dtype."""
     folder = Path(folder)
     dtype = dtype or model.dtype
-    save_config(folder, model.config, str(dtype).removeprefix("torch."))
-    tokenizer.save(folder / "llm")
-    for part in PARTS:
-        module, language = model.get_submodule(part), model.config.language
-        specifications = stored_specifications(module, language, dtype)
-        replaced = quantized_reader(module, language).replaced
-        with PartWriter(folder / part, specifications, shard_bytes) as writer:
-            for key, tensor in module.state_dict().items():
-                if key not in replaced:
-                    writer.write(key, tensor)
-            for name, linear in quantized_linears(module):
-                for key, tensor in stored_linear(linear, language.quantization).items():
-                    writer.write(f"{name}.{key}", tensor)
+    language = model.config.language
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for part in PARTS:
+            module = model.get_submodule(part)
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            specifications = stored_specifications(module, language, dtype)
+            writer = stack.enter_context(PartWriter(folder / part, specifications, shard_bytes))
+            _write_part(writer, module, language)
+            writers.append(writer)
+        # Nothing of an older checkpoint in this folder has been touched up to here.
+        save_config(folder, model.config, str(dtype).removeprefix("torch."))
+        tokenizer.save(folder / "llm")
+        for writer in writers:
             writer.finish()
+
+
+def _write_part(writer: PartWriter, module: nn.Module, config: LanguageConfig) -> None:
+    replaced = quantized_reader(module, config).replaced
+    for key, tensor in module.state_dict().items():
+        if key not in replaced:
+            writer.write(key, tensor)
+    for name, linear in quantized_linears(module):
+        for key, tensor in stored_linear(linear, config.quantization).items():
+            writer.write(f"{name}.{key}", tensor)
 
 
 def stored_specifications(

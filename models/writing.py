@@ -120,7 +120,8 @@ class PartWriter:
             path = self._unfinished(name)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
             self._files[name] = descriptor
-            os.posix_fallocate(descriptor, 0, start + offset)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, start + offset)
             os.pwrite(descriptor, len(text).to_bytes(LENGTH_BYTES, "little") + text, 0)
         except OSError as error:
             raise self._failure(name, error) from None

@@ -240,9 +240,11 @@ def test_a_failed_save_leaves_the_old_weights(folder, tiny_model, tokenizer, mon
     def fail(*arguments, **keywords):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
         weights.save(folder, tiny_model, tokenizer)
     monkeypatch.undo()
+    assert {path: path.read_bytes() for path in before} == before
     assert states_equal(weights.load(folder)[0], tiny_model)
     assert not list(folder.rglob("*.unfinished"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of NVILA-Lite-8B's widths with one layer each: written in shards, loaded, and how much
+"""A folder of NVILA-Lite-8B's widths with one or two layers: written in shards, loaded, and how much
 memory the host needs beside what it loads, as the kernel counts it in a process of its own."""
 
 import json
@@ -17,7 +17,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.part_files import PARTS
 from nvila_ros.models.writing import PartWriter
 
-SHARD_BYTES = {"bf16": 300_000_000, "awq_gemm": 100_000_000}
+SHARD_BYTES = {"bf16": 300_000_000, "awq_gemm": 200_000_000}
 POOL = 1 << 22
 
 # Runs `work` and prints by how much the kernel's high-water mark of this process rose.
@@ -44,7 +44,7 @@ print(resident("VmHWM") - before)
 """
 
 
-def wide_config(vocab_size, quantization):
+def wide_config(vocab_size, num_layers, quantization):
     vision = VisionConfig(
         hidden_size=1152,
         intermediate_size=4304,
@@ -57,7 +57,7 @@ def wide_config(vocab_size, quantization):
         vocab_size=vocab_size,
         hidden_size=3584,
         intermediate_size=18_944,
-        num_hidden_layers=1,
+        num_hidden_layers=num_layers,
         num_attention_heads=28,
         num_key_value_heads=4,
         head_dim=128,
@@ -79,7 +79,7 @@ def folder(request, tokenizer, tmp_path_factory):
     """Random numbers in bf16, or int4 codes with scales in float16."""
     folder = tmp_path_factory.mktemp(f"wide_{request.param}")
     quantization = None if request.param == "bf16" else QuantizationConfig(layout="awq_gemm")
-    config = wide_config(tokenizer.vocab_size, quantization)
+    config = wide_config(tokenizer.vocab_size, 1 if quantization is None else 2, quantization)
     save_config(folder, config, "bfloat16")
     tokenizer.save(folder / "llm")
     floats = torch.randn(POOL).mul_(0.02)
