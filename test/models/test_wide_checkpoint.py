@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of NVILA-Lite-8B's widths with one or two layers: written in shards, loaded, and how much
-memory the host needs beside what it loads, as the kernel counts it in a process of its own."""
+"""A folder of NVILA-Lite-8B's widths with one or two layers: written in shards, loaded, and how
+much memory the host needs beside what it loads, as the kernel counts it in an own process."""
 
 import json
 import subprocess
