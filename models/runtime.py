@@ -32,6 +32,7 @@ ROOM_FOR_QUESTIONS = 4096  # places of the cache where the network was trained f
 PLACES_MULTIPLE = 64
 MAX_FRAMES = 8
 WARM_UP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # kernels differ by how many rows there are
+WARM_UP_TREE = TokenTrie([(first, second) for first in range(8) for second in range(2)])
 
 
 class Engine:
@@ -146,9 +147,11 @@ class Engine:
         """Forgets what the cache holds."""
         self._decoder.prepare()
         if self.device.type == "cuda":
-            for count in (*WARM_UP_ROWS, num_prompt_tokens(self.config, self.max_frames)):
-                self._cache.hold(Sequence1D(()))
+            for count in WARM_UP_ROWS:
                 self._read(Sequence1D((0,) * min(count, self.max_tokens)))
+                self._cache.hold(Sequence1D(()))
+            longest = min(num_prompt_tokens(self.config, self.max_frames), self.max_tokens - 8)
+            self._read(Sequence1D((0,) * longest), WARM_UP_TREE, (0, 1))
             self._decoder.forget_layouts()
         self._cache.hold(Sequence1D(()))
 
