@@ -74,12 +74,22 @@ class InputStatistics:
 
 
 class Recorder:
-    """Watches named linears of a layer; `kept` inputs are stored whole for the search."""
+    """Watches named linears of a layer; `kept` inputs are stored for the search.
+
+    Of the first linear they are whole sequences, of the others every `stride`-th token.
+    """
 
     def __init__(
-        self, layer: nn.Module, names: tuple[str, ...], *, with_gram: bool, most_inputs: int = 0
+        self,
+        layer: nn.Module,
+        names: tuple[str, ...],
+        *,
+        with_gram: bool,
+        most_inputs: int = 0,
+        stride: int = 1,
     ) -> None:
         self._layer = layer
+        self._stride = {name: stride if number else 1 for number, name in enumerate(names)}
         self._with_gram = with_gram
         self.statistics = {name: InputStatistics(most_inputs) for name in names}
         self.kept: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -102,6 +112,6 @@ class Recorder:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.statistics[name].add(inputs[0], with_gram=self._with_gram)
             if self.is_keeping:
-                self.kept[name].append(inputs[0].detach())
+                self.kept[name].append(inputs[0].detach()[:, :: self._stride[name]])
 
         return look
