@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from nvila_ros.training.quantize.rounding import GROUP
 
 
+ROWS_PER_INPUT = 2
+
+
 class InputStatistics:
     """Running figures of one linear's inputs (rows, K) in float32.
 
@@ -67,8 +70,13 @@ class InputStatistics:
         return gram / self.num_rows / (parts.unsqueeze(2) * parts.unsqueeze(1))
 
     def full_gram(self, divisor: Tensor) -> Tensor | None:
-        """(K, K) of the inputs divided by (K,) per channel; None where only groups were summed."""
+        """(K, K) of the inputs divided by (K,) per channel.
+
+        None where only groups were summed, or over too few rows to say how channels go together.
+        """
         if self._sum_gram is None or self._sum_gram.dim() != 2:
+            return None
+        if self.num_rows < ROWS_PER_INPUT * len(self._sum_gram):
             return None
         return self._sum_gram / self.num_rows / (divisor.unsqueeze(1) * divisor)
 
