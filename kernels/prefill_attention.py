@@ -23,6 +23,7 @@ MOST_FEW_ROWS = 64  # causal rows that are packed with the heads that share thei
 _SOURCE = "prefill_attention.cu"
 _HEAD_DIMS = (64, 128)
 _TILE_ROWS, _TILE_KEYS, _THREADS = 64, 64, 128
+_MOST_PARTS = 8  # of the keys: one block joins them, which more parts make longer
 _MOST_TILES = 4096  # of packed rows and key-value heads
 
 
@@ -129,7 +130,7 @@ def _attend_few(
     tiles = -(-shared * num_rows // _TILE_ROWS)
     assert tiles * num_kv_heads <= _MOST_TILES, f"{num_rows} rows are too many"
     parts = num_multiprocessors // (tiles * num_kv_heads)
-    parts = max(1, min(parts, -(-num_keys // _TILE_KEYS)))
+    parts = max(1, min(parts, _MOST_PARTS, -(-num_keys // _TILE_KEYS)))
     values_per_thread = 4 * (width // 8 + 1)
     most = max(num_multiprocessors, tiles * num_kv_heads * parts) * values_per_thread * _THREADS
     partials, counters = _room(query.device, most)

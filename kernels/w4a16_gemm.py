@@ -25,7 +25,7 @@ from nvila_ros.kernels.w4a16_gemm_plan import (
 )
 
 Accumulate = Literal["auto", "fp16", "fp32"]
-_THREADS = {"hopper": 384, "mma": 256}
+_HOPPER_THREADS = 384
 _MAX_FLAGS = 65536  # of tiles or blocks that share one; zero between launches
 _MOST_MAPS = 4096  # kept for the copy engine
 
@@ -154,7 +154,7 @@ def _launch_hopper(
     most = _num_multiprocessors(index) * MOST_PARTIAL_VALUES
     kernel.launch(
         grid=(blocks,),
-        block=(_THREADS["hopper"],),
+        block=(_HOPPER_THREADS,),
         args=[
             _map_of(x.contiguous(), (plan.tile_tokens // plan.cluster, 64), 128),
             _map_of(weight.qweight, (64, 16), 64),
@@ -211,7 +211,7 @@ def _launch_mma(
     most = max(plan.partial_values, _num_multiprocessors(index) * 128 * 128)
     module.kernel("w4a16_mma").launch(
         grid=plan.grid,
-        block=(_THREADS["mma"],),
+        block=(plan.num_threads,),
         args=[
             x,
             weight.qweight,

@@ -111,6 +111,11 @@ class MmaPlan:
         return x * y * z * 128 * self.tile_tokens if self.splits > 1 else 1
 
     @property
+    def num_threads(self) -> int:
+        """A warp for each 32 rows x 32 tokens, or 16 x 32."""
+        return 512 if self.tile_tokens == 128 else 256
+
+    @property
     def shared_bytes(self) -> int:
         """Ring of 64 inputs a stage; the output of a tile is staged in the same place."""
         return self.stages * (self.tile_tokens * 128 + 128 * 32) + STATIC_SHARED_BYTES

@@ -30,8 +30,10 @@ _log = logging.getLogger(__name__)
 
 ROOM_FOR_QUESTIONS = 4096  # places of the cache where the network was trained for as many
 PLACES_MULTIPLE = 64
+ROWS_AT_ONCE = 4096  # of a long prompt: bounds what lies between two layers to half a gigabyte
 MAX_FRAMES = 8
 WARM_UP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # kernels differ by how many rows there are
+WARM_UP_TREE = TokenTrie([(first, second) for first in range(8) for second in range(2)])
 
 
 class Engine:
@@ -146,9 +148,11 @@ class Engine:
         """Forgets what the cache holds."""
         self._decoder.prepare()
         if self.device.type == "cuda":
-            for count in (*WARM_UP_ROWS, num_prompt_tokens(self.config, self.max_frames)):
-                self._cache.hold(Sequence1D(()))
+            for count in WARM_UP_ROWS:
                 self._read(Sequence1D((0,) * min(count, self.max_tokens)))
+                self._cache.hold(Sequence1D(()))
+            longest = min(num_prompt_tokens(self.config, self.max_frames), self.max_tokens - 8)
+            self._read(Sequence1D((0,) * longest), WARM_UP_TREE, (0, 1))
             self._decoder.forget_layouts()
         self._cache.hold(Sequence1D(()))
 
@@ -243,6 +247,10 @@ class Engine:
         table = self._weights.table
         start = self._cache.reuse(prompt)
         embeds = prompt.embed(table, start)
+        while len(embeds) > ROWS_AT_ONCE:
+            with out_of_memory(self.config, self.device, self.max_frames):
+                self._decoder.read(embeds[:ROWS_AT_ONCE], start, None, [ROWS_AT_ONCE - 1])
+            start, embeds = start + ROWS_AT_ONCE, embeds[ROWS_AT_ONCE:]
         num_prompt = len(embeds)
         if tree is not None and tree.tokens:
             embeds = torch.cat((embeds, self.embed_text(tree.tokens)))

@@ -180,6 +180,7 @@ __device__ __forceinline__ bool join(State& s, const Problem& p) {
     __threadfence();
     s = State{};
     s.most[0] = s.most[1] = HIDDEN;
+#pragma unroll 2
     for (int part = 0; part < parts; ++part) {
         const float4* from = all + part * PART_VECTORS * 128;
         float4 end = __ldcg(from + COLUMNS * 128);

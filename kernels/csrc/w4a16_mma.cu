@@ -2,13 +2,13 @@
 // W4A16 product for many rows on any GPU from sm_80 up: out (tokens, N) = x (tokens, K) w^T.
 //
 // mma.m16n8k16 with the weight as the row operand: a warp dequantizes 16-row fragments in registers
-// and multiplies them with 64 tokens read through ldmatrix from a cp.async ring.
+// and multiplies them with 32 tokens read through ldmatrix from a cp.async ring.
 // HALF_SUM 1: the products of one group (128 of K) are summed in fp16 on the raw integers
 // (code - zero) 2^-e, exact in fp16, and promoted to fp32 with the group's scale: twice the rate on
 // GeForce. e is 0 unless a group of an activation row is so large that a sum could pass 65504.
 // HALF_SUM 0: the weights are scaled first and everything is summed in fp32.
 //
-//   block: 128 weight rows x TILE_TOKENS tokens, 8 warps; stage: 64 of K; grid (tokens, rows, parts of K)
+//   block: 128 weight rows x TILE_TOKENS tokens, 8 or 16 warps; stage: 64 of K; grid (tokens, rows, parts of K)
 //
 // Defines: TILE_TOKENS (32, 64 or 128), STAGES, HALF_SUM, GATE_UP (1: half of a block's rows are gate,
 // half are up, eight of each in a fragment; the output is silu(gate) up).
@@ -19,10 +19,13 @@ typedef unsigned int u32;
 constexpr int GROUP = 128;
 constexpr int STEP = 64;  // of K in one stage
 constexpr int TILE_ROWS = 128;
-constexpr int WARP_TOKENS = TILE_TOKENS < 64 ? TILE_TOKENS : 64;
+constexpr int WARPS = TILE_TOKENS == 128 ? 16 : 8;
+constexpr int THREADS = 32 * WARPS;
+constexpr int BLOCKS = TILE_TOKENS == 128 ? 1 : 2;  // a multiprocessor: 128 registers a thread
+constexpr int WARP_TOKENS = 32;
 constexpr int COLUMNS = WARP_TOKENS / 8;  // products of 8 tokens, per warp
 constexpr int WARPS_ALONG_TOKENS = TILE_TOKENS / WARP_TOKENS;
-constexpr int WARP_ROWS = TILE_ROWS * WARPS_ALONG_TOKENS / 8;
+constexpr int WARP_ROWS = TILE_ROWS * WARPS_ALONG_TOKENS / WARPS;
 constexpr int FRAGMENTS = WARP_ROWS / 16;  // of 16 rows, per warp
 constexpr int X_BYTES = TILE_TOKENS * STEP * 2;
 constexpr int STAGE_BYTES = X_BYTES + TILE_ROWS * STEP / 2;
@@ -138,12 +141,13 @@ __device__ __forceinline__ void load_stage(const Problem& p, const Tile& tile, i
     u32 base = tile.ring + (step % STAGES) * STAGE_BYTES;
     int width = p.num_groups * GROUP;
 #pragma unroll
-    for (int i = threadIdx.x; i < TILE_TOKENS * 8; i += 256) {
+    for (int i = threadIdx.x; i < TILE_TOKENS * 8; i += THREADS) {
         int token = i / 8, chunk = i % 8, at = tile.token + token;
         bool is_inside = at < p.num_tokens;
         const half* from = p.x + (long long)(is_inside ? at : 0) * width + step * STEP + chunk * 8;
         copy16(base + token * 128 + ((chunk ^ (token & 7)) << 4), from, is_inside);
     }
+    if (threadIdx.x >= 2 * TILE_ROWS) return;
     int row = threadIdx.x / 2, chunk = threadIdx.x % 2;
     const u32* from = p.qweight + (long long)weight_row(p, tile, row) * (width / 8) + step * (STEP / 8) + chunk * 4;
     copy16(base + X_BYTES + row * 32 + ((chunk ^ (row >> 2 & 1)) << 4), from, true);
@@ -268,7 +272,7 @@ __device__ __forceinline__ bool join_parts(Sums& sums, const Problem& p) {
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
             float* d = sums.wide[f][n];
-            __stcg(mine + (f * COLUMNS + n) * 256, make_float4(d[0], d[1], d[2], d[3]));
+            __stcg(mine + (f * COLUMNS + n) * THREADS, make_float4(d[0], d[1], d[2], d[3]));
         }
     __threadfence();
     __syncthreads();
@@ -283,7 +287,7 @@ __device__ __forceinline__ bool join_parts(Sums& sums, const Problem& p) {
             float* d = sums.wide[f][n];
             d[0] = d[1] = d[2] = d[3] = 0;
             for (int part = 0; part < parts; ++part) {
-                float4 more = __ldcg(all + part * PER_PART + threadIdx.x + (f * COLUMNS + n) * 256);
+                float4 more = __ldcg(all + part * PER_PART + threadIdx.x + (f * COLUMNS + n) * THREADS);
                 d[0] += more.x, d[1] += more.y, d[2] += more.z, d[3] += more.w;
             }
         }
@@ -313,7 +317,7 @@ __device__ __forceinline__ void stage_tile(const Sums& sums, const Problem& p, c
 
 __device__ __forceinline__ void write_tile(const Problem& p, const Tile& tile, const half* staged) {
     const int width = num_features(p);
-    for (int i = threadIdx.x; i < TILE_TOKENS * OUT_ROWS / 8; i += 256) {
+    for (int i = threadIdx.x; i < TILE_TOKENS * OUT_ROWS / 8; i += THREADS) {
         int token = i / (OUT_ROWS / 8), row = i % (OUT_ROWS / 8) * 8;
         int at_token = tile.token + token, at = tile.row + row;
         if (at_token >= p.num_tokens || at >= width) continue;
@@ -335,7 +339,7 @@ __device__ __forceinline__ void write_tile(const Problem& p, const Tile& tile, c
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) w4a16_mma(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) w4a16_mma(
     const half* x, const u32* qweight, const u32* scale_zero, const half* bias, const half* residual, half* out,
     const int* exponents, float* partials, int* counters, int num_tokens, int num_rows, int num_groups) {
     extern __shared__ __align__(128) char shared[];

@@ -12,7 +12,7 @@ from torch import nn
 from nvila_ros.errors import ConfigError
 from nvila_ros.kernels import packing, reference
 from nvila_ros.kernels.packing import RowsInt4
-from nvila_ros.models import runtime_backend, runtime_memory
+from nvila_ros.models import runtime, runtime_backend, runtime_memory
 from nvila_ros.models.generate import choose, generate_greedy
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
@@ -168,6 +168,18 @@ def test_a_longer_prompt_gets_a_larger_cache(make_model, frames):
     assert engine.max_tokens == 128
     with pytest.raises(ConfigError, match="fewer frames"):
         engine.choose([*PROMPT, *[1] * 600], frames[:2], TRIE)
+
+
+def test_a_long_prompt_is_read_in_parts(make_model, frames, monkeypatch):
+    monkeypatch.setattr(runtime, "ROWS_AT_ONCE", 5)
+    model = make_model(4)
+    engine = Engine.from_model(model)
+    counts = count_rows(engine)
+    close(
+        engine.choose(PROMPT, frames[:2], TRIE),
+        choose(model, PROMPT, frames[:2], TRIE),
+    )
+    assert counts == [5, 5, 5, 1 + len(TRIE.tail.tokens)]
 
 
 def dequantized(weight):

@@ -151,3 +151,11 @@ def test_smoothing_helps_where_a_channel_stands_out():
     query = report["linears"]["self_attn.q_proj"]
     assert query["smoothquant"] < 0.5 * query["round_to_nearest"]
     assert report["alphas"]["layer_norm1"] is not None
+
+
+def test_too_few_rows_say_nothing_about_how_channels_go_together():
+    statistics = InputStatistics(most_inputs=256)
+    statistics.add(torch.randn(300, 256), with_gram=True)
+    assert statistics.full_gram(torch.ones(256)) is None
+    statistics.add(torch.randn(300, 256), with_gram=True)
+    assert statistics.full_gram(torch.ones(256)) is not None

@@ -30,6 +30,7 @@ from nvila_ros.training.quantize.workplace import Workplace
 
 LENGTHS = "prompt_lengths.json"
 KEPT_ROWS = 4096  # tokens that the search looks at
+STRIDE_WIDTH = 1024  # of wider decoders the search takes fewer tokens into the MLP
 # Up to here errors are fed back, which takes a (K, K) inverse: an 8B's widest only on a GPU.
 MOST_INPUTS = {False: 9216, True: 32768}
 EMBEDDING = "model.embed_tokens.weight"
@@ -125,7 +126,8 @@ class DecoderStage:
         positions = torch.arange(max(self._lengths), device=self._device)
         rotary = rotary_table(self._language, positions)
         most = MOST_INPUTS[self._device.type == "cuda"]
-        recorder = Recorder(layer, awq.WATCHED, with_gram=True, most_inputs=most)
+        stride = max(1, round(self._language.hidden_size / STRIDE_WIDTH))
+        recorder = Recorder(layer, awq.WATCHED, with_gram=True, most_inputs=most, stride=stride)
         self._forward(layer, recorder, rotary, number)
         report: dict[str, Any] = {}
         if self._ready_made is None:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from nvila_ros.training.quantize.rounding import GROUP
 
 
+ROWS_PER_INPUT = 2
+
+
 class InputStatistics:
     """Running figures of one linear's inputs (rows, K) in float32.
 
@@ -67,19 +70,34 @@ class InputStatistics:
         return gram / self.num_rows / (parts.unsqueeze(2) * parts.unsqueeze(1))
 
     def full_gram(self, divisor: Tensor) -> Tensor | None:
-        """(K, K) of the inputs divided by (K,) per channel; None where only groups were summed."""
+        """(K, K) of the inputs divided by (K,) per channel.
+
+        None where only groups were summed, or over too few rows to say how channels go together.
+        """
         if self._sum_gram is None or self._sum_gram.dim() != 2:
+            return None
+        if self.num_rows < ROWS_PER_INPUT * len(self._sum_gram):
             return None
         return self._sum_gram / self.num_rows / (divisor.unsqueeze(1) * divisor)
 
 
 class Recorder:
-    """Watches named linears of a layer; `kept` inputs are stored whole for the search."""
+    """Watches named linears of a layer; `kept` inputs are stored for the search.
+
+    Of the first linear they are whole sequences, of the others every `stride`-th token.
+    """
 
     def __init__(
-        self, layer: nn.Module, names: tuple[str, ...], *, with_gram: bool, most_inputs: int = 0
+        self,
+        layer: nn.Module,
+        names: tuple[str, ...],
+        *,
+        with_gram: bool,
+        most_inputs: int = 0,
+        stride: int = 1,
     ) -> None:
         self._layer = layer
+        self._stride = {name: stride if number else 1 for number, name in enumerate(names)}
         self._with_gram = with_gram
         self.statistics = {name: InputStatistics(most_inputs) for name in names}
         self.kept: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -102,6 +120,6 @@ class Recorder:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self.statistics[name].add(inputs[0], with_gram=self._with_gram)
             if self.is_keeping:
-                self.kept[name].append(inputs[0].detach())
+                self.kept[name].append(inputs[0].detach()[:, :: self._stride[name]])
 
         return look

@@ -154,7 +154,7 @@ def decide(engine: Engine) -> dict[str, Any]:
     ids = drive.prompt()
     blocks = [engine.encode_frames(drive.pixels[index : index + 1])[0]
               for index in range(FIRST_DECISION)]  # fmt: skip
-    times, fresh = [], []
+    times, fresh, first_times = [], [], []
     for seen in range(FIRST_DECISION + 1, num_frames + 1):
         torch.cuda.synchronize()
         begin_s = time.perf_counter()
@@ -163,6 +163,8 @@ def decide(engine: Engine) -> dict[str, Any]:
         shared = engine._cache.held.num_shared(engine._fuse(ids, media))
         engine.choose(ids, media, trie)
         times.append(1e3 * (time.perf_counter() - begin_s))
+        if len(engine._cache.held) - shared not in fresh:
+            first_times.append(times[-1])  # a layout that no graph is kept of
         fresh.append(len(engine._cache.held) - shared)
         engine.catch_up()  # as the policy does while the robot moves
 
@@ -176,6 +178,8 @@ def decide(engine: Engine) -> dict[str, Any]:
         "tree_rows": len(trie.tail.tokens),
         "new_tokens_p50": statistics.median(fresh),
         "decision_p50_ms": statistics.median(times),
+        "decision_new_layout_p50_ms": statistics.median(first_times),
+        "num_layouts": len(first_times),
         "decision_p95_ms": float(np.percentile(times, 95)),
         "decision_max_ms": max(times),
         "decision_nothing_kept_ms": wall_ms(first, 5) ,
