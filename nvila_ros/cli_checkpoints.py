@@ -120,7 +120,9 @@ def conformance(
 def inspect(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     frames: Annotated[int, typer.Option(min=1, help="Frames of a decision.")] = 8,
-    formulas: Annotated[bool, typer.Option(help="Show how memory is estimated.")] = False,
+    formulas: Annotated[
+        bool, typer.Option("--formulas", help="Show how memory is estimated.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a checkpoint is, what memory it needs and if it loads, reading no weights."""
