@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far the kernels' answers are from float32, beside plain float16 products of the same codes."""
+"""How far the kernels are from float32, beside plain float16 products of the same codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvila_ros.models.runtime_graphs import GraphPool
 from nvila_ros.models.runtime_weights import DecoderLayer, DecoderWeights
 
 PROMPT_TOKENS = 1088
-ANSWER_TOKENS = 16
+ANSWER_TOKENS = 8
 
 
 @torch.inference_mode()
