@@ -186,8 +186,8 @@ def head_argmax(
     """(M, D) -> the best token (M,) int32, and the scores (M, A) float32 of the allowed (A,) int32.
 
     head: int8 rows (V, D) with scales (V,) float32, int4 rows or dense rows. Of equal scores the
-    smaller token. position (2,), history (S + 1,), int32, M = 1: the position and the number of
-    keys in sight, which go on by one, and the list that keeps the new token at its position.
+    smaller token. position, history (S + 1,), int32, M = 1: numbers that go on by one, the position
+    first, and the list that keeps the new token at its position.
     """
     if not is_fast(hidden) or not isinstance(head, tuple):
         token, scores = reference.head_argmax(hidden, norm_weight, eps, head, allowed)
@@ -209,7 +209,8 @@ def head_argmax(
         block=(32 * plan.num_warps,),
         args=[
             rows, scales, hidden, norm_weight, allowed, scores, token, best, finished, position,
-            history, float(eps), num_rows, num_tokens, width,
+            history, 0 if position is None else position.numel(), float(eps), num_rows,
+            num_tokens, width,
         ],
         shared_bytes=plan.shared_bytes,
         programmatic=_overlaps(hidden),

@@ -18,6 +18,7 @@ STAGES = (3, 2)  # units of 32 outputs x one group that a warp has in flight
 STAGE_BYTES = 2176  # of a unit: codes and scales (decode_linear.cuh)
 HEAD_STAGE_BYTES = 1024  # 16 tokens x 64 inputs
 ROOM_BYTES = 4 * (32 + 8)  # block-wide reductions, and one factor per row (decode.cu)
+EXTRA: dict[str, int] = {}  # more defines, to try variants
 HEAD_WARPS, HEAD_STAGES = 8, 8
 ATTENTION_WARPS = 8  # a block looks at 16 keys per warp at a time
 MAX_SPLITS = 64  # blocks that share the keys of one key-value head
@@ -75,6 +76,7 @@ def plan_linear(device: Device, num_rows: int, num_pairs: int, num_inputs: int) 
             if found:
                 num_blocks, stages, shared_bytes = min(found)
                 defines = {"BATCH": batch, "STAGES": -stages, "MIN_BLOCKS": 2 if batch < 4 else 1}
+                defines |= EXTRA
                 chunks = -(-num_rows // batch)
                 return Plan(defines, num_blocks, chunks, num_warps, shared_bytes)
     raise KernelError(

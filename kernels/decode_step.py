@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import decode
+from nvila_ros.kernels import decode, decode_persistent, decode_plan
 from nvila_ros.kernels.packing import RowsInt4
 
 
@@ -68,8 +68,13 @@ class DecodeStep:
         keys: Tensor,
         values: Tensor,
         cos_sin: Tensor,
+        *,
+        is_persistent: bool | None = None,
     ) -> None:
-        """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position."""
+        """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position.
+
+        is_persistent: all layers as one launch; by default where the GPU is known to gain by it.
+        """
         self.weights, self.shape = weights, shape
         self.keys, self.values, self.cos_sin = keys, values, cos_sin
         device = keys.device
@@ -85,6 +90,31 @@ class DecodeStep:
         self._mixed = torch.zeros(1, shape.num_heads * shape.head_dim, dtype=kind, device=device)
         self._inner = torch.zeros(1, inner, dtype=kind, device=device)
 
+        self._persistent = self._make_persistent(is_persistent)
+
+    def _make_persistent(self, wanted: bool | None) -> decode_persistent.PersistentLayers | None:
+        weights, shape = self.weights, self.shape
+        if wanted is False or not decode.is_fast(weights.table):
+            return None
+        if wanted is None:
+            return None
+        device = decode_plan.device_of(self.keys.device.index)
+        sizes = decode_persistent.Sizes(
+            hidden=weights.table.shape[1],
+            intermediate=weights.layers[0].down.num_inputs,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+        )
+        if decode_persistent.plan(sizes, device) is None:
+            return None
+        layers = weights.layers
+        matrices = [(each.qkv, each.output, each.gate_up, each.down) for each in layers]
+        vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in layers]
+        return decode_persistent.PersistentLayers(
+            sizes, device, matrices, vectors, self.keys, self.values
+        )
+
     def begin(self, token: Tensor, position: int) -> None:
         """Sets what the next `launch` reads; (1,) of any integer type."""
         self.token.copy_(token)
@@ -94,9 +124,14 @@ class DecodeStep:
     def launch(self) -> None:
         """Queues the step on the current stream."""
         weights, hidden = self.weights, self._hidden
-        decode.embed(self.token, weights.table, out=hidden)
-        for index, layer in enumerate(weights.layers):
-            self._launch_layer(index, layer)
+        if self._persistent is not None:
+            self._persistent.launch(
+                self.token, self._place, weights.table, self.cos_sin, hidden, self.shape.eps
+            )
+        else:
+            decode.embed(self.token, weights.table, out=hidden)
+            for index, layer in enumerate(weights.layers):
+                self._launch_layer(index, layer)
         head = (weights.head, weights.head_scales)
         decode.head_argmax(
             hidden, weights.norm, self.shape.eps, head,

@@ -18,7 +18,7 @@ from nvila_ros.errors import KernelError
 # CUlaunchAttributeID
 _COOPERATIVE, _CLUSTER_DIMENSION, _PROGRAMMATIC = 2, 4, 6
 # CUfunction_attribute
-_MAX_DYNAMIC_SHARED_BYTES = 8
+_MAX_DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9
 _NUM_REGISTERS, _LOCAL_BYTES = 4, 3
 # CUdevice_attribute
 MULTIPROCESSORS, MULTIPROCESSOR_SHARED_BYTES, BLOCK_SHARED_BYTES = 16, 81, 97
@@ -155,6 +155,8 @@ class Kernel:
                 self._function, _MAX_DYNAMIC_SHARED_BYTES, ctypes.c_int(num_bytes)
             )
             check(status, f"{self.name} with {num_bytes} bytes of shared memory")
+            # All of L1: a multiprocessor has to drain before it divides its memory otherwise.
+            cuda().cuFuncSetAttribute(self._function, _SHARED_CARVEOUT, ctypes.c_int(100))
             self._shared_limit = num_bytes
 
     def max_blocks(self, num_threads: int, shared_bytes: int) -> int:

@@ -19,7 +19,6 @@ from nvila_ros.kernels import build, driver, reference
 
 log = logging.getLogger(__name__)
 
-MOST_FEW_ROWS = 64  # causal rows that are packed with the heads that share their keys
 _SOURCE = "prefill_attention.cu"
 _HEAD_DIMS = (64, 128)
 _TILE_ROWS, _TILE_KEYS, _THREADS = 64, 64, 128
@@ -44,7 +43,7 @@ def attention_rows(
     """
     if query.dtype != torch.float16 or not build.is_fast(query) or not len(query):
         return reference.attention_rows(query, k_cache, v_cache, num_keys, mask)
-    if query.shape[-1] in _HEAD_DIMS and (mask is not None or len(query) <= MOST_FEW_ROWS):
+    if mask is not None and query.shape[-1] in _HEAD_DIMS:
         return _attend_few(query, k_cache, v_cache, num_keys, mask)
     keys, values = k_cache[None, :, :num_keys], v_cache[None, :, :num_keys]
     if mask is not None:
@@ -119,12 +118,12 @@ def _room(device: torch.device, num_values: int) -> tuple[Tensor, Tensor]:
 
 
 def _attend_few(
-    query: Tensor, k_cache: Tensor, v_cache: Tensor, num_keys: int, mask: Tensor | None
+    query: Tensor, k_cache: Tensor, v_cache: Tensor, num_keys: int, mask: Tensor
 ) -> Tensor:
     num_rows, num_heads, width = query.shape
     num_kv_heads, num_slots, _ = k_cache.shape
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
-    assert mask is None or (mask.dtype == torch.bool and mask.shape == (num_rows, num_keys))
+    assert mask.dtype == torch.bool and mask.shape == (num_rows, num_keys)
     kernel, is_overlapping, num_multiprocessors = _few(query.device.index, width)
     shared = num_heads // num_kv_heads
     tiles = -(-shared * num_rows // _TILE_ROWS)
@@ -142,7 +141,7 @@ def _attend_few(
             query.contiguous(),
             k_cache,
             v_cache,
-            None if mask is None else mask.contiguous(),
+            mask.contiguous(),
             out,
             partials,
             counters,

@@ -31,7 +31,8 @@ ARGUMENTS = (
 # These become parameters; empty leaves the file's value.
 PARAMETERS = (
     ("model_path", "", "Checkpoint folder; empty is the file's, by default the shipped model"),
-    ("device", "", "Torch device of the model: cpu, cuda"),
+    ("device", "", "Torch device of the model: cpu, cuda, auto"),
+    ("backend", "", "kernels is the fast path of a CUDA GPU, torch the plain one, auto picks"),
     ("execute", "", "false decides and reports but never moves the robot"),
     ("image_transport", "", "raw or compressed"),
     ("enable_stamped_cmd_vel", "", "false for Twist instead of TwistStamped"),

@@ -9,6 +9,9 @@
 #ifndef MAX_THREADS
 #define MAX_THREADS 448
 #endif
+#ifndef LATE_START
+#define LATE_START 0
+#endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 2
 #endif
@@ -43,7 +46,7 @@ __device__ __forceinline__ void run_linear(Work work, int num_pairs, const __hal
   work.count = int((long long)num_pairs * (blockIdx.x + 1) / gridDim.x) - work.first;
   Groups groups(work.num_groups, warp, num_warps);
   Loader loader;
-  if (STARTS_NEXT_EARLY) let_next_kernel_start();
+  if (STARTS_NEXT_EARLY && !LATE_START) let_next_kernel_start();
   loader.start(shared_address(rooms.ring) + warp * STAGES * STAGE_BYTES);
   loader.begin(work, groups);
 #pragma unroll 1
@@ -51,7 +54,7 @@ __device__ __forceinline__ void run_linear(Work work, int num_pairs, const __hal
   uint4 first_weight = make_uint4(0u, 0u, 0u, 0u);
   if (NORMS) first_weight = first_norm_weight(norm_weight, num_inputs);
   wait_for_previous_kernel();
-  if (!STARTS_NEXT_EARLY) let_next_kernel_start();
+  if (!(STARTS_NEXT_EARLY && !LATE_START)) let_next_kernel_start();
   rows_to_shared<NORMS>(x + size_t(first_row) * num_inputs, norm_weight, first_weight, eps, rows, num_inputs, rooms.x,
                         rooms.row_bytes, rooms.group_sums, rooms.reduction, rooms.factors);
   int stage = 0;

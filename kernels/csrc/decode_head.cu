@@ -35,12 +35,12 @@ __device__ __forceinline__ u64 rank_of(float score, int token) {
 }
 
 // best (BATCH) and finished: 0 between launches. scores (M, num_tokens) or null. allowed (num_tokens) or null.
-// position (2), history: null, or (M = 1) the position and the number of keys in sight, which go on by
-// one, and what keeps the token at its position.
+// position (num_positions), history: null, or (M = 1) what goes on by one, the position first, and what keeps
+// the token at its position.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, MIN_BLOCKS)
 head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */, const __half *hidden /* (M, D) */,
             const __half *norm_weight /* (D) */, const int *allowed, float *scores, int *token /* (M) */, u64 *best,
-            u32 *finished, int *position, int *history, float eps, int num_rows, int num_tokens, int width) {
+            u32 *finished, int *position, int *history, int num_positions, float eps, int num_rows, int num_tokens, int width) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float room[33], factors[BATCH];
   __shared__ int is_last;
@@ -148,8 +148,8 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
   if (threadIdx.x == 0) {
     *finished = 0u;
     if (position) {
-      int next = ++position[0];
-      ++position[1];
+      int next = position[0] + 1;
+      for (int i = 0; i < num_positions; i++) position[i]++;
       if (history) history[next] = token[0];
     }
   }

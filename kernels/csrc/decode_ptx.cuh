@@ -37,6 +37,12 @@ __device__ __forceinline__ uint4 load_shared16(u32 address) {
   return v;
 }
 
+__device__ __forceinline__ uint2 load_shared8(u32 address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+
 __device__ __forceinline__ u32 load_shared4(u32 address) {
   u32 v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));

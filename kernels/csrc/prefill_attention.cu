@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention of a few rows (the grammar tree's) over a long cache, with a mask or bottom-right causal.
+// Attention of a few rows (the grammar tree's) over a long cache, under a mask.
 //
 // The query heads that share keys are packed into rows: packed row = shared head * M + row. A block
 // takes 64 packed rows of one key-value head and a part of the keys, 64 at a time through a double
@@ -23,7 +23,7 @@ struct Problem {
     const half* query;           // (M, H, d)
     const half* k_cache;         // (Hkv, S, d)
     const half* v_cache;         // (Hkv, S, d)
-    const unsigned char* mask;   // (M, T), nonzero where a row may look; null: keys [0, T - M + m]
+    const unsigned char* mask;   // (M, T), nonzero where a row may look
     half* out;                   // (M, H d)
     float4* partials;            // (row tiles, Hkv, parts, PART_VECTORS, 128)
     int* counters;               // (row tiles Hkv), zero between launches
@@ -102,11 +102,10 @@ __device__ __forceinline__ void look(u32 (&visible)[2], const Problem& p, const 
     for (int i = 0; i < 2; ++i) {
         visible[i] = 0;
         const unsigned char* line = p.mask + (long long)rows.row[i] * p.num_keys;
-        int last = p.num_keys - p.num_rows + rows.row[i];
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
             int key = first + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2;
-            bool is_seen = key < p.num_keys && (p.mask ? line[key] != 0 : key <= last);
+            bool is_seen = key < p.num_keys && line[key] != 0;
             visible[i] |= (u32)is_seen << j;
         }
     }

@@ -17,6 +17,7 @@ RISKY_ROWS = {
     "ties": lambda: torch.arange(-40, 40).float().view(2, 40) / 2,
     "none": lambda: torch.empty(0, 40),
     "half": lambda: torch.randn(4, 40).half(),
+    "long": lambda: torch.randn(700, 1000),
     "many": lambda: torch.randn(2, 3, 40),
 }
 
@@ -31,7 +32,7 @@ def test_quantizing_is_the_twins(make):
     torch.testing.assert_close(scales, expected_scales, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 8), (33, 72, 40), (144, 192, 768)])
+@pytest.mark.parametrize("shape", [(1, 16, 8), (33, 72, 40), (700, 192, 768), (0, 16, 8)])
 @pytest.mark.parametrize("extras", ["", "bias", "bias residual"])
 def test_the_product_is_the_twins(shape, extras):
     torch.manual_seed(1)

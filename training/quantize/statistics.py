@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nvila_ros.training.quantize.rounding import GROUP
 
-
 ROWS_PER_INPUT = 2
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accuracy
 import engine_rows
 import linears
 import peers
@@ -40,6 +41,7 @@ ROWS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "lite2b": engine_rows.lite2b,
     "llama8b": engine_rows.llama8b,
     "15b": engine_rows.fifteen,
+    "accuracy": accuracy.accuracy,
     "gemv": linears.gemv,
     "gemm": linears.gemm,
     "own_bf16": peers.own_bf16,
