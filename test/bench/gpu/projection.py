@@ -126,7 +126,7 @@ def document(found: dict[str, Any]) -> str:
         "- prompt and vision: operations over dense rates (fp16 sums, int8), times",
         f"  {MMA_SHARE:.2f}, **an assumption**: TinyChat's W4A16 reached 0.67 of an RTX 4090's",
         "  fp16-sum peak with mma.sync. Ours was measured on the H100 alone, where another path",
-        f"  is taken: {MEASURED_MMA_TFLOP_S} TFLOP/s, 23 % of that card's peak; times may be longer.",
+        f"  is taken: {MEASURED_MMA_TFLOP_S} TFLOP/s, 23 % of its peak; times may be longer.",
         "- decision: one new frame, as many tokens read anew as in the measured drive's median,",
         "  the grammar in the same pass, 2 ms of the host's.",
         "",
