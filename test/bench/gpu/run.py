@@ -23,6 +23,7 @@ import accuracy
 import engine_rows
 import linears
 import peers
+import persistent
 import torch
 import triton
 from summary import summarise, text
@@ -42,6 +43,7 @@ ROWS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "llama8b": engine_rows.llama8b,
     "15b": engine_rows.fifteen,
     "accuracy": accuracy.accuracy,
+    "persistent": persistent.persistent,
     "gemv": linears.gemv,
     "gemm": linears.gemm,
     "own_bf16": peers.own_bf16,
