@@ -23,6 +23,7 @@ import accuracy
 import engine_rows
 import linears
 import peers
+import persistent
 import torch
 import triton
 from summary import summarise, text
@@ -42,6 +43,7 @@ ROWS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "llama8b": engine_rows.llama8b,
     "15b": engine_rows.fifteen,
     "accuracy": accuracy.accuracy,
+    "persistent": persistent.persistent,
     "gemv": linears.gemv,
     "gemm": linears.gemm,
     "own_bf16": peers.own_bf16,
@@ -98,10 +100,11 @@ def measure_apart(name: str) -> dict[str, Any]:
 
 
 def merge(path: Path, name: str, row: dict[str, Any]) -> None:
-    """The row beside those that the file already has; the machine is the last row's."""
+    """The row beside those that the file already has; `machine` is the last row's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(path.read_text()) if path.exists() else {"machine": {}, "rows": {}}
     held["machine"] = row.pop("machine", held["machine"])
+    row |= {key: held["machine"][key] for key in ("commit", "measured_at") if held["machine"]}
     held["rows"][name] = row
     held["summary"] = summarise(held["rows"])
     path.write_text(json.dumps(held, indent=2) + "\n")
