@@ -60,6 +60,9 @@ def quantize(
     backend: Annotated[
         BackendName, typer.Option(help="Who packs the decoder; autoawq must be installed.")
     ] = BackendName.own,
+    feedback: Annotated[
+        bool, typer.Option(help="Let columns make up for the rounding of those before them.")
+    ] = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -77,6 +80,7 @@ def quantize(
         calibration=calibration,
         prompts_per_episode=prompts_per_episode,
         backend=backend.value,
+        has_feedback=feedback,
         device=device,
     )
     report = _with_progress(job)

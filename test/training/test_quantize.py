@@ -123,8 +123,14 @@ def test_the_result_loads_and_answers_nearly_as_the_float_model(checkpoint, quan
     expected, found = (model(model.embed(ids).unsqueeze(0)) for model in (before, after))
     assert (found - expected).norm() < 0.5 * expected.norm()  # four bits of random weights
     for layer in report["llm"]:
-        assert layer["layer_output"]["own"] < layer["layer_output"]["round_to_nearest"]
+        assert layer["layer_output"]["awq"] < layer["layer_output"]["round_to_nearest"]
     assert not report["vision_tower"][2]["linears"]  # the tower stops before it
+
+
+def test_feedback_brings_what_layers_add_closer(checkpoint, prompts, tmp_path):
+    report = quantize(job(checkpoint, prompts, tmp_path / "model", has_feedback=True))
+    for layer in report["llm"]:
+        assert layer["layer_output"]["feedback"] < layer["layer_output"]["awq"]
 
 
 def test_hugging_face_reads_the_configuration(quantized):

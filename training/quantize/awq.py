@@ -237,8 +237,8 @@ def quantize_layer(layer: LanguageLayer, recorder: Recorder, rotary: Rotary) -> 
             found = {"awq": rounded(weight, low, high)}
             codes[name] = without[name] = to_int4(weight, low, high)
             if factor is not None:
-                found["own"], low, high = compensated(weight, factor, gram)
-                codes[name] = to_int4(found["own"], low, high)
+                found["feedback"], low, high = compensated(weight, factor, gram)
+                codes[name] = to_int4(found["feedback"], low, high)
             back = rows_of.get(name, torch.ones_like(weight[:, 0]))[:, None] / divisor
             found = {key: value * back for key, value in found.items()}
             found["round_to_nearest"] = rounded(original[name])

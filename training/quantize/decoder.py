@@ -45,11 +45,14 @@ class DecoderStage:
         config: NvilaConfig,
         workplace: Workplace,
         device: torch.device,
+        *,
+        has_feedback: bool,
     ) -> None:
         self._config = config
         self._language = replace(config.language, quantization=None)
         self._workplace = workplace
         self._device = device
+        self._most_inputs = MOST_INPUTS[device.type == "cuda"] if has_feedback else 0
         self._part = StoredPart(model / "llm")
         self._ready_made: StoredPart | None = None  # what another tool has packed
         self._lengths: list[int] = []
@@ -125,15 +128,18 @@ class DecoderStage:
         layer = self._load(number)
         positions = torch.arange(max(self._lengths), device=self._device)
         rotary = rotary_table(self._language, positions)
-        most = MOST_INPUTS[self._device.type == "cuda"]
         stride = max(1, round(self._language.hidden_size / STRIDE_WIDTH))
-        recorder = Recorder(layer, awq.WATCHED, with_gram=True, most_inputs=most, stride=stride)
+        recorder = Recorder(
+            layer, awq.WATCHED, with_gram=True, most_inputs=self._most_inputs, stride=stride
+        )
         self._forward(layer, recorder, rotary, number)
         report: dict[str, Any] = {}
         if self._ready_made is None:
             packed = awq.quantize_layer(layer, recorder, rotary)
             report, tensors = packed.report, self._tensors(number, layer, packed.codes)
-            found = {"awq": packed.without_feedback, "own": packed.codes}
+            found = {"awq": packed.without_feedback}
+            if self._most_inputs:
+                found["feedback"] = packed.codes
         else:
             codes: dict[str, Int4Weight] = {}
             tensors = self._taken(number, layer, codes)

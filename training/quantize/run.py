@@ -47,6 +47,7 @@ class QuantizeJob:
     calibration: str = DEFAULT_CALIBRATION
     prompts_per_episode: int = 2
     backend: str = "own"
+    has_feedback: bool = False  # rounding errors of a column go to the columns after it
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -148,7 +149,7 @@ def _run(
         tokenizer.add_tokens(
             config.time_token_format.format(t=index) for index in range(config.num_time_tokens)
         )
-        stage = DecoderStage(job.model, config, workplace, device)
+        stage = DecoderStage(job.model, config, workplace, device, has_feedback=job.has_feedback)
         stage.embed(tokenizer, prompts, frame_of)
         if job.backend == "autoawq":
             stage.pack_with_autoawq(job.model / "llm")
@@ -175,6 +176,7 @@ def plan(job: QuantizeJob) -> dict[str, Any]:
         "calibration": job.calibration,
         "prompts_per_episode": job.prompts_per_episode,
         "backend": job.backend,
+        "has_feedback": job.has_feedback,
         "device": torch.device(job.device).type,
     }
 
