@@ -405,9 +405,6 @@ __device__ __forceinline__ void consume(
     const int total = total_of(p, token_tiles);
     int stage = 0, phase = 0;
     float acc[HEIGHT][ACC];
-#ifdef STAGGER
-    if (warpgroup == 1) __nanosleep(STAGGER);  // one writes out while the other multiplies
-#endif
     while (unit < last) {
         Tile tile = tile_at(unit, last, p.num_groups, token_tiles);
         Rows rows;
