@@ -69,11 +69,11 @@ class DecodeStep:
         values: Tensor,
         cos_sin: Tensor,
         *,
-        is_persistent: bool | None = None,
+        is_persistent: bool = False,
     ) -> None:
         """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position.
 
-        is_persistent: all layers as one launch; by default where the GPU is known to gain by it.
+        is_persistent: all layers as one launch, where the GPU has room for it; off by default.
         """
         self.weights, self.shape = weights, shape
         self.keys, self.values, self.cos_sin = keys, values, cos_sin
@@ -92,11 +92,9 @@ class DecodeStep:
 
         self._persistent = self._make_persistent(is_persistent)
 
-    def _make_persistent(self, wanted: bool | None) -> decode_persistent.PersistentLayers | None:
+    def _make_persistent(self, wanted: bool) -> decode_persistent.PersistentLayers | None:
         weights, shape = self.weights, self.shape
-        if wanted is False or not decode.is_fast(weights.table):
-            return None
-        if wanted is None:
+        if not wanted or not decode.is_fast(weights.table):
             return None
         device = decode_plan.device_of(self.keys.device.index)
         sizes = decode_persistent.Sizes(

@@ -50,7 +50,7 @@ def make_model() -> LanguageModel:
     return model.eval()
 
 
-def make_step(model: LanguageModel, device: str, is_persistent: bool | None = None) -> DecodeStep:
+def make_step(model: LanguageModel, device: str, is_persistent: bool = False) -> DecodeStep:
     dtype = torch.float32 if device == "cpu" else torch.float16
 
     def rows(*linears: W4A16Linear) -> packing.RowsInt4:
