@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +152,12 @@ def w8a8_matmul(
     if codes.device.type == "cpu":
         return cpu_int8.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
     return reference.w8a8_matmul(codes, scales, weight, weight_scale, bias, residual, dtype)
+
+
+def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
+    """What `build` compiles ahead for every architecture: the rows of SigLIP."""
+    for width in (1152, 4304):
+        yield vision_rows.SOURCE, vision_rows.defines(width)
 
 
 def _is_fast(inputs: Tensor) -> bool:
