@@ -68,7 +68,7 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
             : "r"(barrier), "r"(parity)
             : "memory");
 #ifdef BOUNDED_WAIT
-        if (++tries > (1u << 14)) __trap();
+        if (++tries > (1u << 20)) __trap();
 #endif
     }
 }
@@ -143,8 +143,6 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(PENDING) : "memory");
 }
 
-// Registers move between warpgroups within what the block was launched with (168 x 384 = 64512): an
-// increase that does not fit waits for ever.
 template <int REGISTERS>
 __device__ __forceinline__ void registers_up() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(REGISTERS));

@@ -337,10 +337,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     wait_for_previous_kernel();
     const Shape shape{tokens, heads, frames};
     if (threadIdx.x < 128) {
-        registers_down<40>();
+        registers_down<32>();
         if (threadIdx.x == 0) produce(ring, tail, &high_map, &low_map, shape);
     } else {
-        registers_up<232>();
+        registers_up<240>();
         consume(ring, tail, out, scale, shape);
     }
     __syncwarp();

@@ -169,7 +169,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     wait_for_previous_kernel();
     const Shape shape{m, n, k, out_stride};
     if (threadIdx.x < 128) {
-        registers_down<24>();
+        registers_down<32>();
         if (threadIdx.x == 0) produce(ring, tail, &a_map, &b_map, shape);
     } else {
         registers_up<240>();
