@@ -15,13 +15,12 @@ from nvila_ros.kernels.vision_attention import FrameAttention
 from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 from nvila_ros.kernels.w8a8_hopper import BLOCK_K, Epilogue
 
-ROW_BYTES = 128
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Linear:
-    """weight (N, K) int8, its rows aligned, weight_scale (N,) float32, bias (N,) float16."""
+    """weight (N, K) int8, weight_scale (N,) float32, bias (N,) float16."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -72,9 +71,8 @@ def pack_linear(*linears: nn.Linear | W8A8Linear) -> Int8Linear:
         part.weight_scale.new_zeros(part.out_features) if part.bias is None else part.bias.detach()
         for part in parts
     ]
-    rows = torch.cat([part.weight for part in parts])
     return Int8Linear(
-        weight=aligned_rows(len(rows), rows.shape[1], rows.device).copy_(rows),
+        weight=torch.cat([part.weight for part in parts]),
         weight_scale=torch.cat([part.weight_scale for part in parts]),
         bias=torch.cat([bias.half() for bias in biases]),
     )
@@ -126,12 +124,6 @@ def pack_tower(
     )
 
 
-def aligned_rows(rows: int, columns: int, device: torch.device) -> Tensor:
-    """(rows, columns) int8 zeros, every row at a multiple of 128 bytes: the copy engine's line."""
-    padded = columns + -columns % ROW_BYTES
-    return torch.zeros(rows, padded, dtype=torch.int8, device=device)[:, :columns]
-
-
 class _Buffers:
     """What a pass writes, for the largest number of rows; a pass takes the first rows of each."""
 
@@ -144,14 +136,14 @@ class _Buffers:
         self.mixed = half(width)
         self.wide = half(max(3 * width, inner))  # q|k|v, later the MLP's inner values
         self.codes = torch.zeros(rows, width, dtype=torch.int8, device=device)
-        self.wide_codes = aligned_rows(rows, inner, device)
+        self.wide_codes = torch.zeros(rows, inner, dtype=torch.int8, device=device)
         self.scales = torch.zeros(rows, dtype=torch.float32, device=device)
         blocks = -(-inner // BLOCK_K)
         self.block_scales = torch.zeros(blocks * rows, dtype=torch.float32, device=device)
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.untyped_storage().nbytes() for t in vars(self).values())
+        return sum(t.numel() * t.element_size() for t in vars(self).values())
 
 
 class VisionEncoder:

@@ -18,14 +18,15 @@ TILE = 128  # queries, and keys, of a tile
 HIGH, LOW = 64, 16  # columns of a head that one box holds, and the other
 STAGES = 3  # blocks of keys in flight
 BLOCK_BYTES = TILE * (HIGH + LOW) * 2
-SHARED_BYTES = (1 + 2 * STAGES) * BLOCK_BYTES + 2048
+WIDE_VALUES = 0  # 1: the second box of values is as wide as the first, one product instead of two
 THREADS = 384
 LOG2_E = 1.4426950408889634
 
 
-def cluster_size(tokens: int) -> int:
-    """Blocks that share their keys and values: as many as divide the blocks of a head's queries."""
-    return 2 if -(-tokens // TILE) % 2 == 0 else 1
+def shared_bytes(wide_values: int) -> int:
+    """Queries, the rings of keys and values, barriers, room to align."""
+    values = 2 * TILE * HIGH * 2 if wide_values else BLOCK_BYTES
+    return BLOCK_BYTES + STAGES * (BLOCK_BYTES + values) + 2048
 
 
 def defines(tokens: int, width: int) -> dict[str, int]:
@@ -34,7 +35,7 @@ def defines(tokens: int, width: int) -> dict[str, int]:
         "WIDTH": width,
         "STAGES": STAGES,
         "TAKE_TURNS": 1,
-        "CLUSTER": cluster_size(tokens),
+        "WIDE_VALUES": WIDE_VALUES,
         "HAS_TAIL": int(tokens % TILE != 0),
     }
 
@@ -57,25 +58,21 @@ class FrameAttention:
             options = defines(self.tokens, self.width)
             self._kernel = build.load(SOURCE, options, device.index).kernel("vision_attention")
             heads = self.qkv.view(self.frames, self.tokens, 3 * self.num_heads, self.width)
-            self._cluster = options["CLUSTER"]
-            part = TILE // self._cluster
-            self._high = driver.tensor_map(heads, (1, part, 1, HIGH), 128)
-            self._low = driver.tensor_map(heads, (1, part, 1, LOW), 32)
+            self._high = driver.tensor_map(heads, (1, TILE, 1, HIGH), 128)
+            self._low = driver.tensor_map(heads, (1, TILE, 1, LOW), 32)
             return self._launch_hopper
         return self._launch_triton if _has_triton() else self._launch_torch
 
     def _launch_hopper(self, programmatic: bool = False) -> None:
-        across = -(-self.tokens // (TILE * self._cluster)) * self._cluster
-        tiles = across * self.num_heads * self.frames
+        tiles = -(-self.tokens // TILE) * self.num_heads * self.frames
         scale = LOG2_E / self.width**0.5
-        most = _num_multiprocessors(self.qkv.device) // self._cluster * self._cluster
-        blocks = min(tiles, most)
+        blocks = min(tiles, _num_multiprocessors(self.qkv.device))
         shape = [self.tokens, self.num_heads, self.frames]
         self._kernel.launch(
             grid=(blocks,),
             block=(THREADS,),
             args=[self._high, self._low, self.out, scale, *shape],
-            shared_bytes=SHARED_BYTES,
+            shared_bytes=shared_bytes(WIDE_VALUES),
             programmatic=programmatic,
         )
 

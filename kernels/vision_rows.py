@@ -8,31 +8,28 @@ from torch import Tensor
 from nvila_ros.kernels import build
 
 SOURCE = "vision_rows.cu"
+WIDEST_OF_ONE_WARP = 1536  # values of a row that one warp keeps in registers without spilling
 VALUES_PER_LOAD = 4
-MOST_VALUES = 80  # of a row that a thread keeps in registers
-BLOCK_THREADS = 128
 
 
 def defines(width: int) -> dict[str, int]:
-    """How many threads share a row, and how many rows a block takes."""
-    threads = 16
-    while width > threads * MOST_VALUES:
-        threads *= 2
-    if threads > 32:
-        threads = min(4 * threads, 256)  # a row that takes whole warps: more loads in flight
-    return {"WIDTH": width, "THREADS": threads, "ROWS": max(1, BLOCK_THREADS // threads)}
+    """How many warps share a row, and rows a block; a block has at least 128 threads."""
+    warps = 1
+    while width > warps * WIDEST_OF_ONE_WARP and warps < 8:
+        warps *= 2
+    return {"WIDTH": width, "WARPS": warps, "ROWS": max(1, 4 // warps)}
 
 
 def is_supported(width: int) -> bool:
     """Whether rows of this width fit registers and vector loads."""
-    return width % VALUES_PER_LOAD == 0 and width <= 256 * MOST_VALUES
+    return width % VALUES_PER_LOAD == 0 and width <= 8 * WIDEST_OF_ONE_WARP
 
 
 def _launch(name: str, width: int, arguments: list[object], rows: int, programmatic: bool) -> None:
     options = defines(width)
     build.load(SOURCE, options).kernel(name).launch(
         grid=(-(-rows // options["ROWS"]),),
-        block=(options["THREADS"] * options["ROWS"],),
+        block=(options["WARPS"] * options["ROWS"] * 32,),
         args=arguments,
         programmatic=programmatic,
     )
@@ -50,7 +47,7 @@ def layer_norm_quantize(
 ) -> None:
     """(M, D) float16, (D,) float16 twice -> codes (M, D) int8 and scales (M,) float32, in place."""
     rows, width = hidden.shape
-    arguments = [hidden, weight, bias, codes, scales, rows, codes.stride(0), float(eps)]
+    arguments = [hidden, weight, bias, codes, scales, rows, float(eps)]
     _launch("layer_norm_quantize", width, arguments, rows, programmatic)
 
 
@@ -60,5 +57,4 @@ def quantize(
     """(M, K) float16 [GELU first] -> codes (M, K) int8 and scales (M,) float32, in place."""
     rows, width = inputs.shape
     name = "gelu_quantize" if gelu else "quantize"
-    arguments = [inputs, codes, scales, rows, codes.stride(0)]
-    _launch(name, width, arguments, rows, programmatic)
+    _launch(name, width, [inputs, codes, scales, rows], rows, programmatic)

@@ -123,7 +123,6 @@ class HopperGemm:
     ) -> Tensor:
         """(M,) float32, (N,) float32, (N,) float16 [, (M, N) float16] -> `out` (M, N) float16.
 
-        Rows of `out` and the residual are equally far apart, by a multiple of 16 bytes.
         Block scales are (number of blocks, M) float32, those of the inputs and `out_scales`.
         """
         arguments = [
@@ -139,7 +138,7 @@ class HopperGemm:
         self._kernel.launch(
             grid=(self._blocks,),
             block=(THREADS,),
-            args=[*arguments, self.m, self.n, self.k, out.stride(0)],
+            args=[*arguments, self.m, self.n, self.k],
             shared_bytes=self.tiling.shared_bytes(self.epilogue.codes_out),
             programmatic=programmatic,
         )

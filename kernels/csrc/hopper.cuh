@@ -93,18 +93,7 @@ __device__ __forceinline__ void copy_box(
         : "memory");
 }
 
-// The same to every block of the cluster whose bit is set in `blocks`.
-__device__ __forceinline__ void copy_box_multicast(
-    unsigned destination, const TensorMap* map, unsigned barrier, int x, int y, int z, int w,
-    unsigned short blocks) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4, %5, %6}], [%2], %7;\n" ::"r"(destination),
-        "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w), "h"(blocks)
-        : "memory");
-}
-
-// One box of a matrix to every block of the cluster whose bit is set in `blocks`.
+// The same box to every block of the cluster whose bit is set in `blocks`.
 __device__ __forceinline__ void copy_box_multicast(
     unsigned destination, const TensorMap* map, unsigned barrier, int column, int row,
     unsigned short blocks) {

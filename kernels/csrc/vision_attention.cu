@@ -6,10 +6,7 @@
 // One producer warp; two consumer warpgroups of 64 queries each, which go through the keys in blocks
 // of 128. While a group's products of one block run, it takes the softmax of the next.
 //
-// The copy engine is slow at rows of 144 bytes, so that the CLUSTER blocks which work on the same head
-// each load a part of every block of keys and values, for all of them.
-//
-// Defines: WIDTH (of a head), STAGES (blocks of keys in flight), TAKE_TURNS, CLUSTER, HAS_TAIL (the
+// Defines: WIDTH (of a head), STAGES (blocks of keys in flight), TAKE_TURNS, WIDE_VALUES, HAS_TAIL (the
 // number of tokens is no multiple of 128).
 #include "hopper.cuh"
 #include "vision_wgmma.cuh"
@@ -20,7 +17,8 @@ constexpr int QUERIES = 128, KEYS = 128;  // of a tile
 constexpr int HIGH = 64, LOW = 16;        // columns of a head: the first box, the second box
 constexpr int HIGH_BYTES = KEYS * HIGH * 2, LOW_BYTES = KEYS * LOW * 2;
 constexpr int BLOCK_BYTES = HIGH_BYTES + LOW_BYTES;
-constexpr int PART = KEYS / CLUSTER;       // rows of a box
+constexpr int VALUE_LOW_BYTES = WIDE_VALUES ? HIGH_BYTES : LOW_BYTES;  // wide: a second box of 64
+constexpr int VALUE_BYTES = HIGH_BYTES + VALUE_LOW_BYTES;
 constexpr int SCORES = KEYS / 2;           // a thread's scores of a block
 constexpr int SUMS = WIDTH / 2;             // a thread's sums over values
 #define MINUS_INFINITY __int_as_float(0xff800000)
@@ -48,49 +46,23 @@ struct Turn {
     }
 };
 
-// Blocks of one head's queries that a cluster takes at a time.
-__device__ __forceinline__ int count_across(Shape shape) {
-    return (shape.tokens + QUERIES * CLUSTER - 1) / (QUERIES * CLUSTER);
-}
-
 __device__ __forceinline__ void locate(int tile, Shape shape, int& frame, int& head, int& row) {
-    const int across = count_across(shape);
-    row = (tile % across * CLUSTER + static_cast<int>(cluster_rank())) * QUERIES;
+    const int across = (shape.tokens + QUERIES - 1) / QUERIES;
+    row = tile % across * QUERIES;
     head = tile / across % shape.heads;
     frame = tile / across / shape.heads;
 }
 
 __device__ __forceinline__ int count_tiles(Shape shape) {
-    return count_across(shape) * shape.heads * shape.frames;
+    return (shape.tokens + QUERIES - 1) / QUERIES * shape.heads * shape.frames;
 }
 
-__device__ __forceinline__ void load_queries_block(
-    unsigned target, const TensorMap* high, const TensorMap* low, unsigned full, int head, int row,
-    int frame) {
-    barrier_expect(full, BLOCK_BYTES);
-#pragma unroll
-    for (int i = 0; i < CLUSTER; ++i) {
-        const int first = i * PART;
-        copy_box(target + first * HIGH * 2, high, full, 0, head, row + first, frame);
-        copy_box(target + HIGH_BYTES + first * LOW * 2, low, full, HIGH, head, row + first, frame);
-    }
-}
-
-// This block's part of a block of keys or values, to the whole cluster.
 __device__ __forceinline__ void load_block(
-    unsigned target, const TensorMap* high, const TensorMap* low, unsigned full, int head, int row,
-    int frame) {
-    barrier_expect(full, BLOCK_BYTES);
-    if (CLUSTER == 1) {
-        copy_box(target, high, full, 0, head, row, frame);
-        copy_box(target + HIGH_BYTES, low, full, HIGH, head, row, frame);
-        return;
-    }
-    const int first = static_cast<int>(cluster_rank()) * PART;
-    constexpr unsigned short ALL = (1 << CLUSTER) - 1;
-    copy_box_multicast(target + first * HIGH * 2, high, full, 0, head, row + first, frame, ALL);
-    copy_box_multicast(
-        target + HIGH_BYTES + first * LOW * 2, low, full, HIGH, head, row + first, frame, ALL);
+    unsigned target, const TensorMap* high, const TensorMap* low, unsigned full, int bytes, int head,
+    int row, int frame) {
+    barrier_expect(full, bytes);
+    copy_box(target, high, full, 0, head, row, frame);
+    copy_box(target + HIGH_BYTES, low, full, HIGH, head, row, frame);
 }
 
 __device__ __forceinline__ void produce(
@@ -98,20 +70,21 @@ __device__ __forceinline__ void produce(
     const int tiles = count_tiles(shape), blocks = (shape.tokens + KEYS - 1) / KEYS;
     Turn turn;
     int query_phase = 0;
-    for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int frame, head, row;
         locate(tile, shape, frame, head, row);
         barrier_wait(shared_address(&tail.query_empty), query_phase ^ 1);
-        load_queries_block(
-            ring.query, high, low, shared_address(&tail.query_full), head, row, frame);
+        load_block(ring.query, high, low, shared_address(&tail.query_full), BLOCK_BYTES, head, row,
+                   frame);
         query_phase ^= 1;
         for (int block = 0; block < blocks; ++block) {
-            const unsigned offset = turn.stage * BLOCK_BYTES;
             barrier_wait(shared_address(&tail.key_empty[turn.stage]), turn.phase ^ 1);
-            load_block(ring.keys + offset, high, low, shared_address(&tail.key_full[turn.stage]),
-                       shape.heads + head, block * KEYS, frame);
+            load_block(ring.keys + turn.stage * BLOCK_BYTES, high, low,
+                       shared_address(&tail.key_full[turn.stage]), BLOCK_BYTES, shape.heads + head,
+                       block * KEYS, frame);
             barrier_wait(shared_address(&tail.value_empty[turn.stage]), turn.phase ^ 1);
-            load_block(ring.values + offset, high, low, shared_address(&tail.value_full[turn.stage]),
+            load_block(ring.values + turn.stage * VALUE_BYTES, high, WIDE_VALUES ? high : low,
+                       shared_address(&tail.value_full[turn.stage]), VALUE_BYTES,
                        2 * shape.heads + head, block * KEYS, frame);
             turn.next();
         }
@@ -141,15 +114,19 @@ __device__ __forceinline__ void multiply_keys(
 
 __device__ __forceinline__ void multiply_values(
     float (&sums)[SUMS], const unsigned (&weights)[KEYS / 16][4], unsigned values, int accumulate) {
-    const unsigned long long high = tile_descriptor<128>(values);
+    const unsigned long long high = tile_descriptor<128>(values, HIGH_BYTES);
     const unsigned long long low = tile_descriptor<32>(values + HIGH_BYTES);
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
         const int keep = accumulate || step > 0;
         const unsigned long long high_step = high + step * (16 * 128 >> 4);
-        HalfWgmma<HIGH, 1>::multiply(sums, weights[step], high_step, keep);
-        HalfWgmma<WIDTH - HIGH, 1>::multiply(
-            sums + HIGH / 2, weights[step], low + step * (16 * 32 >> 4), keep);
+        if (WIDE_VALUES) {
+            HalfWgmma<WIDTH, 1>::multiply(sums, weights[step], high_step, keep);
+        } else {
+            HalfWgmma<HIGH, 1>::multiply(sums, weights[step], high_step, keep);
+            HalfWgmma<WIDTH - HIGH, 1>::multiply(
+                sums + HIGH / 2, weights[step], low + step * (16 * 32 >> 4), keep);
+        }
     }
 }
 
@@ -235,10 +212,8 @@ __device__ __forceinline__ void store_sums(
     }
 }
 
-// A warp has read a stage, which blocks of the whole cluster will write again.
 __device__ __forceinline__ void release(unsigned long long& barrier, int lane) {
-    if (CLUSTER == 1 && lane == 0) barrier_arrive(shared_address(&barrier));
-    if (CLUSTER > 1 && lane < CLUSTER) barrier_arrive(shared_address(&barrier), lane);
+    if (lane == 0) barrier_arrive(shared_address(&barrier));
 }
 
 __device__ __forceinline__ void consume(
@@ -249,7 +224,7 @@ __device__ __forceinline__ void consume(
     Turn key_turn, value_turn;
     int query_phase = 0;
     if (TAKE_TURNS && group == 1) named_arrive(2, 256);
-    for (int tile = blockIdx.x / CLUSTER; tile < tiles; tile += gridDim.x / CLUSTER) {
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         int frame, head, row;
         locate(tile, shape, frame, head, row);
         unsigned query[5][4], weights[KEYS / 16][4];
@@ -260,7 +235,7 @@ __device__ __forceinline__ void consume(
         query_phase ^= 1;
         load_queries(query, ring.query, first_row, lane);
         __syncwarp();
-        if (lane == 0) barrier_arrive(shared_address(&tail.query_empty));
+        release(tail.query_empty, lane);
         barrier_wait(shared_address(&tail.key_full[key_turn.stage]), key_turn.phase);
         if (TAKE_TURNS) named_barrier(2 + group, 256);
         wgmma_fence();
@@ -279,7 +254,7 @@ __device__ __forceinline__ void consume(
             multiply_keys(scores, query, ring.keys + key_turn.stage * BLOCK_BYTES);
             wgmma_commit();
             barrier_wait(shared_address(&tail.value_full[value_turn.stage]), value_turn.phase);
-            multiply_values(sums, weights, ring.values + value_turn.stage * BLOCK_BYTES, block > 1);
+            multiply_values(sums, weights, ring.values + value_turn.stage * VALUE_BYTES, block > 1);
             wgmma_commit();
             if (TAKE_TURNS) named_arrive(3 - group, 256);
             wgmma_wait<1>();
@@ -295,7 +270,7 @@ __device__ __forceinline__ void consume(
         }
         barrier_wait(shared_address(&tail.value_full[value_turn.stage]), value_turn.phase);
         wgmma_fence();
-        multiply_values(sums, weights, ring.values + value_turn.stage * BLOCK_BYTES, blocks > 1);
+        multiply_values(sums, weights, ring.values + value_turn.stage * VALUE_BYTES, blocks > 1);
         wgmma_commit();
         wgmma_wait<0>();
         release(tail.value_empty[value_turn.stage], lane);
@@ -309,16 +284,16 @@ __device__ __forceinline__ void consume(
     }
 }
 
-extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1)
-    vision_attention(const __grid_constant__ TensorMap high_map,  // (F, P, 3 heads, WIDTH), box 1 PART 1 64
-                     const __grid_constant__ TensorMap low_map,   // the same, box 1 PART 1 16
+extern "C" __global__ void __launch_bounds__(384, 1)
+    vision_attention(const __grid_constant__ TensorMap high_map,  // (F, P, 3 heads, WIDTH), box 1 128 1 64
+                     const __grid_constant__ TensorMap low_map,   // the same, box 1 128 1 16
                      __half* out,                                 // (F, P, heads, WIDTH)
                      float scale,                                 // log2(e) / sqrt(WIDTH)
                      int tokens, int heads, int frames) {
     extern __shared__ unsigned char shared[];
     const unsigned start = shared_address(shared), base = (start + 1023) & ~1023u;
     const Ring ring{base, base + BLOCK_BYTES, base + (1 + STAGES) * BLOCK_BYTES};
-    Tail& tail = *reinterpret_cast<Tail*>(shared + (base - start) + (1 + 2 * STAGES) * BLOCK_BYTES);
+    Tail& tail = *reinterpret_cast<Tail*>(shared + (base - start) + (1 + STAGES) * BLOCK_BYTES + STAGES * VALUE_BYTES);
     if (threadIdx.x == 0) {
         prefetch_map(&high_map);
         prefetch_map(&low_map);
@@ -326,23 +301,21 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
         barrier_init(shared_address(&tail.query_empty), 8);
         for (int stage = 0; stage < STAGES; ++stage) {
             barrier_init(shared_address(&tail.key_full[stage]), 1);
-            barrier_init(shared_address(&tail.key_empty[stage]), 8 * CLUSTER);
+            barrier_init(shared_address(&tail.key_empty[stage]), 8);
             barrier_init(shared_address(&tail.value_full[stage]), 1);
-            barrier_init(shared_address(&tail.value_empty[stage]), 8 * CLUSTER);
+            barrier_init(shared_address(&tail.value_empty[stage]), 8);
         }
         barrier_init_fence();
     }
-    cluster_sync();
+    __syncthreads();
     let_next_kernel_start();
     wait_for_previous_kernel();
     const Shape shape{tokens, heads, frames};
     if (threadIdx.x < 128) {
-        registers_down<32>();
+        registers_down<24>();
         if (threadIdx.x == 0) produce(ring, tail, &high_map, &low_map, shape);
     } else {
         registers_up<240>();
         consume(ring, tail, out, scale, shape);
     }
-    __syncwarp();
-    cluster_sync();  // no block leaves while another may still write to it
 }

@@ -63,7 +63,7 @@ __device__ __forceinline__ void load_residual(
         const int i = lane + 32 * e, out_row = row + i / VECTORS;
         const int out_column = column + chunk * COLUMNS + i % VECTORS * 8;
         const bool inside = i < 16 * VECTORS && out_row < shape.m && out_column < shape.n;
-        const size_t offset = static_cast<size_t>(out_row) * shape.out_stride + out_column;
+        const size_t offset = static_cast<size_t>(out_row) * shape.n + out_column;
         added[e] = inside ? *reinterpret_cast<const uint4*>(epilogue.residual + offset)
                           : make_uint4(0, 0, 0, 0);
     }
@@ -113,7 +113,7 @@ __device__ __forceinline__ void store_rows(
             if (i < 16 * VECTORS && out_row < shape.m && out_column < shape.n) {
                 uint4 packed = *reinterpret_cast<const uint4*>(staging + r * STAGING_STRIDE + c * 16);
                 if (RESIDUAL) packed = add_halves(packed, HELD ? held[chunk][e] : added[e]);
-                const size_t offset = static_cast<size_t>(out_row) * shape.out_stride + out_column;
+                const size_t offset = static_cast<size_t>(out_row) * shape.n + out_column;
                 *reinterpret_cast<uint4*>(static_cast<__half*>(epilogue.out) + offset) = packed;
             }
         }
@@ -168,7 +168,7 @@ __device__ __forceinline__ void store_codes(
         limits[half] = __hmax2_nan(limits[half], __shfl_xor_sync(0xffffffffu, limits[half], 2));
         float scale;
         inverse[half] = invert(limits[half], scale);
-        if (lane % 4 == 0 && inside[half] && column < shape.n) {
+        if (lane % 4 == 0 && inside[half]) {
             epilogue.out_scales[static_cast<size_t>(column / TILE_N) * shape.m + upper + 8 * half] =
                 scale;
         }
@@ -188,7 +188,7 @@ __device__ __forceinline__ void store_codes(
                                         four_codes(high.x, high.y, by), four_codes(high.z, high.w, by));
         const int out_row = row + r, out_column = column + c * 16;
         if (out_row < shape.m && out_column < shape.n) {
-            *reinterpret_cast<uint4*>(out + static_cast<size_t>(out_row) * shape.out_stride + out_column) = packed;
+            *reinterpret_cast<uint4*>(out + static_cast<size_t>(out_row) * shape.n + out_column) = packed;
         }
     }
     __syncwarp();

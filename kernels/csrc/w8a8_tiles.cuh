@@ -27,7 +27,7 @@ static_assert(TILE_N % COLUMNS == 0, "a tile is whole chunks of columns");
 static_assert(B_BYTES % 1024 == 0 && TILE_M % CLUSTER_N == 0 && TILE_N % (8 * CLUSTER_M) == 0, "");
 
 struct Shape {
-    int m, n, k, out_stride;  // stride: elements from row to row of the output and the residual
+    int m, n, k;
 };
 
 // The part of shared memory behind the ring.
