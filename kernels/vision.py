@@ -13,7 +13,7 @@ from nvila_ros.errors import KernelError
 from nvila_ros.kernels import build, vision_rows
 from nvila_ros.kernels.vision_attention import FrameAttention
 from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
-from nvila_ros.kernels.w8a8_hopper import BLOCK_K, Epilogue
+from nvila_ros.kernels.w8a8_hopper import BLOCK_K, FEW_ROWS, Epilogue
 
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
@@ -242,7 +242,7 @@ class VisionEncoder:
             steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
             linear(codes, block.out, hidden, residual=True)
             steps.append(norm(block.norm2_weight, block.norm2_bias))
-            if self.fuse_inner:
+            if self.fuse_inner and rows > FEW_ROWS:  # else a pass of its own is faster
                 linear(codes, block.fc1, wide_codes, gelu=True, codes_out=True)
                 linear(wide_codes, block.fc2, hidden, residual=True, block_scales=True)
                 continue

@@ -83,7 +83,7 @@ class BoundLinear:
         self._gelu = epilogue.gelu
         self._hopper = None
         if is_hopper(codes.device) and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0:
-            tiling = w8a8_hopper.choose_tiling(codes.shape[0], len(weight), epilogue)
+            tiling = w8a8_hopper.choose_tiling(codes.shape[0], codes.shape[1], epilogue)
             self._hopper = w8a8_hopper.HopperGemm(codes, weight, tiling, epilogue)
         elif epilogue.codes_out or epilogue.block_scales:
             raise KernelError("scales per block of columns need a Hopper GPU")

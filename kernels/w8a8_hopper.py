@@ -75,15 +75,20 @@ class Tiling:
         }
 
 
-def choose_tiling(m: int, n: int, epilogue: Epilogue) -> Tiling:
-    """The tiling for m rows and n outputs, from measurement on an H100."""
+FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
+
+
+def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
+    """The tiling for m rows of k inputs, from measurement on an H100 at 1,024 and 8,192 rows."""
     if epilogue.block_scales:
-        return Tiling(128, 192, 5, 2) if m > 2048 else Tiling(128, 80, 6, 1, 2)
+        return Tiling(128, 192, 5, 2) if m > 2 * FEW_ROWS else Tiling(128, 80, 6, 1, 2)
     if epilogue.codes_out:
         return Tiling(128, BLOCK_K, 4, 2, pingpong=True)
-    if m > 2048:
+    if m > 2 * FEW_ROWS:
         return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 4, 2, 1, True)
-    return Tiling(128, 80, 6) if n <= 2304 else Tiling(128, 224, 4, 2)
+    if epilogue.residual:
+        return Tiling(128, 96, 6, 4) if k > 2048 else Tiling(128, 96, 6)
+    return Tiling(256, 144, 4, 2) if epilogue.gelu else Tiling(128, 224, 4, 2)
 
 
 class HopperGemm:

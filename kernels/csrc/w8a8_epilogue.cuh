@@ -168,7 +168,7 @@ __device__ __forceinline__ void store_codes(
         limits[half] = __hmax2_nan(limits[half], __shfl_xor_sync(0xffffffffu, limits[half], 2));
         float scale;
         inverse[half] = invert(limits[half], scale);
-        if (lane % 4 == 0 && inside[half]) {
+        if (lane % 4 == 0 && inside[half] && column < shape.n) {
             epilogue.out_scales[static_cast<size_t>(column / TILE_N) * shape.m + upper + 8 * half] =
                 scale;
         }
