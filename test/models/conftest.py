@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network of a few thousand weights and the small tokenizer, for tests without a checkpoint."""
 
+import copy
+
 import pytest
 import torch
 
+from nvila_ros.kernels import reference
 from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.runtime_weights import quantize_head, round_to_nearest
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
@@ -46,6 +50,30 @@ def make_config_fixture():
 @pytest.fixture(name="make_language")
 def make_language_fixture():
     return make_language
+
+
+@pytest.fixture(name="as_rounded")
+def as_rounded_fixture():
+    return as_rounded
+
+
+def as_rounded(model: Nvila) -> Nvila:
+    """The plain float32 network of the values that `Engine.from_model(quantizes=True)` stands for.
+
+    Its decoder's linears and head are dequantized; tower and projector are the model's own.
+    """
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in model.llm.model.layers:
+            for linear in (*layer.self_attn.children(), *layer.mlp.children()):
+                int4 = round_to_nearest(linear.weight)
+                linear.weight.copy_(
+                    reference.dequantize_int4(int4.qweight, int4.zeros, int4.scales)
+                )
+        head = quantize_head(model.llm.lm_head.weight)
+        model = model.float()
+        model.llm.lm_head.weight.copy_(head.weight.float() * head.scales[:, None])
+    return model
 
 
 def make_config(*, vocab_size: int = 300, **changes) -> NvilaConfig:

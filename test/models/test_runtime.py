@@ -18,7 +18,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
 from nvila_ros.models.runtime_cache import Sequence1D, fuse
 from nvila_ros.models.runtime_graphs import Graphs
-from nvila_ros.models.runtime_weights import quantize_head, round_to_nearest
+from nvila_ros.models.runtime_weights import round_to_nearest
 from nvila_ros.models.trie import TokenTrie
 from nvila_ros.policy import NavigationPolicy
 
@@ -182,22 +182,10 @@ def test_a_long_prompt_is_read_in_parts(make_model, frames, monkeypatch):
     assert counts == [5, 5, 5, 1 + len(TRIE.tail.tokens)]
 
 
-def dequantized(weight):
-    int4 = round_to_nearest(weight)
-    return reference.dequantize_int4(int4.qweight, int4.zeros, int4.scales).float()
-
-
 @pytest.fixture
-def rounded(wide):
+def rounded(wide, as_rounded):
     """The float network whose weights are what the rounded ones stand for."""
-    model = copy.deepcopy(wide)
-    with torch.no_grad():
-        for layer in model.llm.model.layers:
-            for linear in (*layer.self_attn.children(), *layer.mlp.children()):
-                linear.weight.copy_(dequantized(linear.weight))
-        head = quantize_head(model.llm.lm_head.weight.data)
-        model.llm.lm_head.weight.copy_(head.weight.float() * head.scales[:, None])
-    return model
+    return as_rounded(wide)
 
 
 def test_rounded_weights_answer_as_the_values_they_stand_for(wide, rounded):
@@ -218,7 +206,8 @@ def test_rounded_weights_answer_as_the_values_they_stand_for(wide, rounded):
 def test_rounding_is_within_half_a_step_of_each_group():
     weight = torch.randn(24, 256)
     int4 = round_to_nearest(weight)
-    error = (weight - dequantized(weight)).abs().unflatten(1, (-1, 128)).amax(-1)
+    back = reference.dequantize_int4(int4.qweight, int4.zeros, int4.scales).float()
+    error = (weight - back).abs().unflatten(1, (-1, 128)).amax(-1)
     assert bool((error <= 0.51 * int4.scales.float() + 1e-3).all())
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine with kernels and graphs against the plain network on the same GPU."""
 
+import copy
+
 import pytest
 import torch
 
-from nvila_ros.models.generate import choose, generate_greedy
+from nvila_ros.models.generate import choose
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
 from nvila_ros.models.trie import TokenTrie
@@ -31,19 +33,38 @@ def model(make_config, make_language):
     return model.half().cuda()
 
 
+def seeded_frames(count):
+    generator = torch.Generator().manual_seed(9)
+    return [torch.randn(4, 256, generator=generator).half().cuda() for _ in range(count)]
+
+
+def shortfalls(model, media, answer):
+    """How far the score of each answered token is below the best one; scores deviate by 0.9."""
+    with torch.inference_mode():
+        states = model(model.embed([*PROMPT, *answer], media)[None])[0]
+        scores = model.logits(states[-len(answer) - 1 : -1])
+    return [float(row.max() - row[token]) for row, token in zip(scores, answer, strict=True)]
+
+
 @pytest.mark.parametrize("quantizes", [False, True])
-def test_choices_and_answers_are_the_plain_networks(model, quantizes):
-    frames = [torch.randn(4, 256, device="cuda").half() for _ in range(3)]
+def test_choices_and_answers_are_the_plain_networks(model, as_rounded, quantizes):
+    """Against float32 with the very values that the engine's weights stand for.
+
+    Rounding to four bits without calibration moves this random network's probabilities by 0.08 in
+    the median and up to 0.34 (in plain float32, on any machine), so the network as it was before
+    says nothing about the kernels. Plain float16 moves them by at most 0.0007.
+    """
+    expected_of = as_rounded(model) if quantizes else copy.deepcopy(model).float()
+    frames = seeded_frames(3)
+    wide = [frame.float() for frame in frames]
     engine = Engine.from_model(model, quantizes=quantizes)
-    tolerance = 0.05 if quantizes else 0.01  # four bits without calibration, or fp16 alone
     for pair in ((0, 1), (0, 2), (0, 2), (1, 2)) * 3:  # layouts come again: graphs
-        media = [frames[index] for index in pair]
-        got, expected = engine.choose(PROMPT, media, TRIE), choose(model, PROMPT, media, TRIE)
-        assert got.probabilities == pytest.approx(expected.probabilities, abs=tolerance)
-    if not quantizes:
-        answer = engine.generate_greedy(PROMPT, frames[:2], max_new_tokens=20)
-        expected = generate_greedy(model, PROMPT, frames[:2], max_new_tokens=20)
-        assert answer[:4] == expected[:4]
+        got = engine.choose(PROMPT, [frames[index] for index in pair], TRIE)
+        expected = choose(expected_of, PROMPT, [wide[index] for index in pair], TRIE)
+        assert got.probabilities == pytest.approx(expected.probabilities, abs=0.005)
+        engine.catch_up()
+    answer = engine.generate_greedy(PROMPT, frames[:2], max_new_tokens=20)
+    assert max(shortfalls(expected_of, wide[:2], answer)) < 0.01
 
 
 @pytest.mark.parametrize("quantizes", [False, True])
