@@ -7,6 +7,7 @@ own with nothing of the files in the page cache. Three kinds of it:
 device  what a GPU asks of the host: every byte is copied out of the mapped files into one small
         buffer, as for the copy to the card, and dropped; converting is the card's work
 sink    every tensor is converted on the CPU as for a network in float16, and dropped
+gpu     `weights.load` to the graphics card, where there is one; the network stays there
 cpu     `weights.load`, the network stays; tensors stored in the wanted dtype are views of the file,
         which the disk reads at their first use: that is timed apart and counted in the rates
 
@@ -34,77 +35,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_checkpoint import lite_8b, weight_files, write_checkpoint
 from torch import Tensor
 
 from nvila_ros.models import weights
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
-from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.headers import DTYPES
 from nvila_ros.models.mapping import CHUNK_BYTES
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.part_files import PARTS
-from nvila_ros.models.writing import PartWriter
-from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
 SAMPLE_S = 0.005
 READ_BYTES = 16 << 20
-POOL_NUMBERS = 1 << 24
 KINDS = ("device", "sink", "cpu")
-
-
-def lite_8b(*, num_layers: int, is_int4: bool) -> NvilaConfig:
-    """NVILA-Lite-8B's sizes."""
-    return NvilaConfig(
-        vision=VisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=448,
-            patch_size=14,
-        ),
-        language=LanguageConfig(
-            vocab_size=151_648,
-            hidden_size=3584,
-            intermediate_size=18_944,
-            num_hidden_layers=num_layers,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            head_dim=128,
-            max_position_embeddings=32_768,
-            model_max_length=4096,
-            rope_theta=1e6,
-            quantization=QuantizationConfig(layout="awq_gemm") if is_int4 else None,
-        ),
-        mm_projector_type="mlp_downsample_3x3_fix",
-        image_aspect_ratio="dynamic",
-    )
-
-
-def write_checkpoint(folder: Path, config: NvilaConfig) -> None:
-    """Random weights in bf16 (scales in fp16), tensor by tensor, in shards as released."""
-    save_config(folder, config, "bfloat16")
-    build_nano_tokenizer(["go"]).save(folder / "llm")
-    with torch.device("meta"):
-        model = Nvila(config)
-    generator = torch.Generator().manual_seed(0)
-    floats = torch.empty(POOL_NUMBERS).normal_(0, 0.02, generator=generator)
-    words = torch.randint(-(2**31), 2**31, (POOL_NUMBERS,), generator=generator).int()
-    pools = {torch.int32: words, torch.bfloat16: floats.bfloat16(), torch.float16: floats.half()}
-    for part in PARTS:
-        module = model.get_submodule(part)
-        tensors = weights.stored_specifications(module, config.language, torch.bfloat16)
-        with PartWriter(folder / part, tensors) as writer:
-            for key, (dtype, shape) in tensors.items():
-                count = torch.Size(shape).numel()
-                pool = pools[dtype]
-                writer.write(key, pool.repeat(-(-count // POOL_NUMBERS))[:count].view(shape))
-            writer.finish()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """In the order in which they are loaded."""
-    return [path for part in PARTS for path in sorted((folder / part).glob("*.safetensors"))]
 
 
 def drop_cache(paths: list[Path]) -> None:
@@ -181,10 +122,15 @@ STAGING = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
 def child(kind: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """One load; what it took."""
     STAGING.zero_()
+    if kind == "gpu":
+        torch.zeros(1, device="cuda")  # the driver's own memory is not the load's
     watch = Watch()
     begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
     with watch.running():
-        if kind == "cpu":
+        if kind == "gpu":
+            model = weights.load(folder, "cuda", dtype)[0]
+            torch.cuda.synchronize()
+        elif kind == "cpu":
             model = _load_watched(folder, dtype, watch)
         else:
             _, _, readers = weights.open_checkpoint(folder)
@@ -205,6 +151,12 @@ def child(kind: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         begin_s = time.perf_counter()
         touch(model)
         result["first_use_seconds"] = time.perf_counter() - begin_s
+    if kind == "gpu":
+        result["network_bytes"] = sum(
+            tensor.nbytes for tensor in (*model.parameters(), *model.buffers())
+        )
+        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
+        result["gpu_name"] = torch.cuda.get_device_name()
     return result
 
 
@@ -266,6 +218,7 @@ def measure(folder: Path, kinds: dict[str, str], num_runs: int) -> dict[str, Any
             "extra_anonymous_gb": run["extra_anonymous_bytes"] / 1e9,
             "extra_of_largest_file": run["extra_bytes"] / largest,
             "network_gb": run["network_bytes"] / 1e9,
+            **{key: run[key] for key in ("gpu_peak_bytes", "gpu_name") if key in run},
             "all_disk_gb_per_s": [each / 1e9 for each in rates],
             "all_seconds": [each["seconds"] for each in runs],
         }
@@ -278,22 +231,24 @@ def run(
 ) -> dict[str, Any]:
     """The whole int4 checkpoint, and one in bf16 with some of the decoder's 28 layers."""
     torch.set_num_threads(1)
-    kinds = dict.fromkeys(KINDS, "float16")
+    on_card = {"gpu": "float16"} if torch.cuda.is_available() else {}
+    kinds = dict.fromkeys(KINDS, "float16") | on_card
     cases = {"awq": (lite_8b(num_layers=28, is_int4=True), kinds)}
     if num_float_layers:
         config = lite_8b(num_layers=num_float_layers, is_int4=False)
-        cases["bf16"] = config, {"device": "float16", "sink": "float16", "cpu": "bfloat16"}
+        wanted = {"device": "float16", "sink": "float16", "cpu": "bfloat16"} | on_card
+        cases["bf16"] = config, wanted
     results: dict[str, Any] = {
         "goal_extra_of_largest_file": 1.2,
         "shape": "NVILA-Lite-8B, random weights",
         "num_threads": 1,
         "num_runs": num_runs,
     }
-    for name, (config, wanted) in cases.items():
+    for name, (config, chosen) in cases.items():
         with tempfile.TemporaryDirectory(dir=place, prefix="bench_load_") as folder:
             write_checkpoint(Path(folder), config)
             results[name] = {"decoder_layers": config.language.num_hidden_layers}
-            results[name] |= measure(Path(folder), wanted, num_runs)
+            results[name] |= measure(Path(folder), chosen, num_runs)
     return results
 
 

@@ -22,7 +22,7 @@ from nvila_ros.models.config import (
     VisionConfig,
 )
 from nvila_ros.models.config_saving import save_config
-from nvila_ros.models.footprint import Gpu, footprints
+from nvila_ros.models.footprint import Gpu, find_gpu, footprints
 from nvila_ros.models.headers import read_header, read_part
 from nvila_ros.models.nvila import Nvila
 
@@ -234,3 +234,13 @@ def test_missing_shards_and_folders_are_named(tmp_path):
     for folder in (tmp_path / "absent", tmp_path / "absent" / "llm"):
         with pytest.raises(CheckpointError, match="absent"):
             inspection.inspect(folder)
+
+
+@pytest.mark.gpu
+def test_free_memory_is_what_the_card_says_now():
+    before = find_gpu()
+    held = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
+    after = find_gpu()
+    assert after.name == torch.cuda.get_device_name(0)
+    assert before.free_bytes - after.free_bytes >= held.nbytes // 2
+    assert after.free_bytes < after.total_bytes
