@@ -31,8 +31,10 @@ from nvila_ros.kernels.compiler import OPTIONS, SOURCES, find_compiler
 log = logging.getLogger(__name__)
 
 OLDEST_CAPABILITY = (8, 0)  # Ampere: cp.async, mma.sync on fp16 and int8
-# Modules whose function `ahead_of_time()` yields (source, defines) of what they load.
+# Modules whose functions `ahead_of_time()` and, for sm_90a, `ahead_of_time_hopper()` yield
+# (source, defines) of what they load.
 FAMILIES = ("decode", "w4a16_gemm", "prefill", "w8a8", "vision_attention")
+HOPPER = "sm_90a"
 DIGEST_BYTES = 32  # a file of the cache begins with the SHA-256 of what follows
 
 _lock = threading.Lock()
@@ -155,11 +157,15 @@ def _write(path: Path, code: bytes) -> None:
         log.warning("compiled kernels are not kept (%s): they are compiled at each start", error)
 
 
-def _ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
+def _ahead_of_time(arch: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    wanted = ["ahead_of_time", *(["ahead_of_time_hopper"] if arch == HOPPER else [])]
     for family in FAMILIES:
         name = f"nvila_ros.kernels.{family}"
-        if importlib.util.find_spec(name) is not None:
-            yield from getattr(importlib.import_module(name), "ahead_of_time", tuple)()
+        if importlib.util.find_spec(name) is None:
+            continue
+        module = importlib.import_module(name)
+        for function in wanted:
+            yield from getattr(module, function, tuple)()
 
 
 def main() -> None:
@@ -167,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="compile every CUDA kernel into the cache")
     parser.add_argument("--arch", nargs="+", required=True, help="sm_80 sm_86 sm_89 sm_90a sm_120")
     for arch in parser.parse_args().arch:
-        for source, defines in _ahead_of_time():
+        for source, defines in _ahead_of_time(arch):
             size = len(cubin(source, defines, arch))
             print(f"{arch:8} {source} {dict(defines)}: {size / 1024:.0f} KiB")
     print(cache_folder())

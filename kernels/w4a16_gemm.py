@@ -87,6 +87,13 @@ def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
             yield "w4a16_mma.cu", plan.defines(is_half_sum=True)
 
 
+def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
+    """The same for sm_90a alone: every tile that a prompt's rows are given."""
+    for rows in (32, 64, 96, 128, 192, 224):
+        for is_gate_up in (False, True):
+            yield "w4a16_hopper.cu", hopper_plan(rows, 3584, 28, is_gate_up).defines()
+
+
 def _has_kernel(x: Tensor) -> bool:
     return x.dtype == torch.float16 and build.is_fast(x)
 

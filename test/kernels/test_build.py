@@ -9,6 +9,7 @@ import torch
 
 from nvila_ros.errors import KernelError
 from nvila_ros.kernels import build, compiler
+from nvila_ros.kernels.w4a16_gemm_plan import hopper_plan, mma_plan
 
 SAXPY = """
 extern "C" __global__ void saxpy(const float *x, float *y, float factor, int count) {
@@ -88,6 +89,18 @@ def test_hopper_gets_its_own_instructions_and_turing_is_refused() -> None:
     assert build.architecture((8, 9)) == "sm_89"
     with pytest.raises(KernelError, match="sm_80 or newer"):
         build.architecture((7, 5))
+
+
+def test_every_product_of_a_prompt_can_be_compiled_ahead() -> None:
+    general = list(build._ahead_of_time("sm_89"))
+    hopper = list(build._ahead_of_time(build.HOPPER))
+    assert not any(source == "w4a16_hopper.cu" for source, _ in general)
+    for rows in range(9, 2400):
+        for is_gate_up in (False, True):
+            plan = hopper_plan(rows, 37_888, 28, is_gate_up)
+            assert ("w4a16_hopper.cu", plan.defines()) in hopper
+            defines = mma_plan(rows, 37_888, 28, 76, is_gate_up).defines(is_half_sum=True)
+            assert ("w4a16_mma.cu", defines) in general
 
 
 def test_without_a_gpu_nothing_is_fast() -> None:
