@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import LanguageConfig
 from nvila_ros.models.quantization import quantize_linears
+
+# Query, key and value (B, heads, L, width), the last two with fewer heads -> (B, heads, L, width).
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class KeyValueCache:
@@ -102,7 +107,7 @@ class LanguageAttention(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KeyValueCache | None,
-        mask: Tensor | None,
+        mask: Tensor | Attend | None,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D); see `LanguageModel.forward`."""
         split = (-1, self.head_dim)
@@ -114,6 +119,8 @@ class LanguageAttention(nn.Module):
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
+        if callable(mask):
+            return self.o_proj(mask(query, key, value).transpose(1, 2).flatten(2))
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -154,7 +161,7 @@ class LanguageLayer(nn.Module):
         hidden: Tensor,
         rotary: tuple[Tensor, Tensor],
         cache: KeyValueCache | None,
-        mask: Tensor | None,
+        mask: Tensor | Attend | None,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D); see `LanguageModel.forward`."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, cache, mask)
@@ -195,14 +202,15 @@ class LanguageModel(nn.Module):
         embeds: Tensor,
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Attend | None = None,
     ) -> Tensor:
         """(B, L, D) embeddings -> (B, L, D) hidden states after the final norm.
 
         Without a cache: plain causal attention, right-padded batches need no mask.
         With a cache: the L tokens follow what it keeps and are written into it.
         `positions` (L,) or (B, L) count from the cache's length by default; `mask` (L, keys) is
-        True where a token may look and replaces the causal rule.
+        True where a token may look and replaces the causal rule, or a function that attends instead
+        (packed training sequences have one).
         """
         length = embeds.shape[1]
         kept = 0 if cache is None else cache.length

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.models.config import NvilaConfig
-from nvila_ros.models.language import KeyValueCache, LanguageModel
+from nvila_ros.models.language import Attend, KeyValueCache, LanguageModel
 from nvila_ros.models.multiscale import project_scales
 from nvila_ros.models.projector import Projector
 from nvila_ros.models.vision import VisionTower
@@ -129,7 +129,7 @@ class Nvila(nn.Module):
         embeds: Tensor,
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Attend | None = None,
     ) -> Tensor:
         """(B, L, D) fused embeddings -> (B, L, D) hidden states; see `LanguageModel.forward`."""
         return self.llm(embeds, positions, cache, mask)

@@ -34,6 +34,10 @@ class SceneError(NvilaError):
     """A scene or an episode file is malformed, or cannot be built."""
 
 
+class DataError(NvilaError):
+    """A row, a picture or a shard of training data is missing, broken or cut short."""
+
+
 class SystemLibraryError(NvilaError):
     """A system library (EGL, OSMesa) is missing; the message holds the command that installs it."""
 
