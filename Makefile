@@ -5,12 +5,14 @@ SEED ?=
 INSTRUCTION ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test lint format bench bench-gpu bench-load clean
+.PHONY: setup demo test train-smoke lint format bench bench-gpu bench-train bench-load clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
+	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
+	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
@@ -23,6 +25,9 @@ demo: setup
 
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+train-smoke: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest test/training/test_smoke.py $(PYTEST_ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
@@ -42,6 +47,9 @@ bench-load: setup
 bench-gpu: setup
 	@$(BIN)/python test/bench/gpu/run.py $(BENCH_ARGS)
 	@$(BIN)/python test/bench/gpu/projection.py
+
+bench-train: setup
+	@$(BIN)/python test/bench/gpu/bench_train.py $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build install log demo .pytest_cache .ruff_cache .mypy_cache

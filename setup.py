@@ -22,7 +22,7 @@ setup(
         f"{PACKAGE}.kernels": ["csrc/*"],
         f"{PACKAGE}.models": ["nano/*", "nano/*/*"],
         f"{PACKAGE}.sim": ["assets/*"],
-        f"{PACKAGE}.training": ["recipes/*.yaml"],
+        f"{PACKAGE}.training": ["recipes/*.yaml", "recipes/*/*.yaml", "launch/*"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
@@ -55,6 +55,14 @@ setup(
             "ros-jazzy-rclpy; platform_machine == 'x86_64'",
             "ros-jazzy-rmw-fastrtps-cpp; platform_machine == 'x86_64'",
         ],
+        # Every stage of training; `make test` trains at toy size with these (60 MB).
+        "train": ["accelerate", "peft", "tensorboard", "torchao", "webdataset"],
+        # Fused losses need Triton, 1 GB where torch did not bring it: CUDA builds of torch do.
+        "train-gpu": ["liger-kernel"],
+        # ZeRO beside FSDP2: builds from source against the installed torch.
+        "deepspeed": ["deepspeed"],
+        # Episodes, scores and evaluations on many machines (250 MB).
+        "scale": ["ray"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
