@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nvila_ros.errors import ActionParseError
-from nvila_ros.models.tokenizer import Tokenizer
-from nvila_ros.models.trie import TokenTrie
 
 Kind = Literal["stop", "forward", "left", "right"]
 
@@ -59,13 +57,6 @@ ANSWER_PHRASES = (
     SENTENCE_OPENING,
     *(action.sentence.removeprefix(SENTENCE_OPENING) for action in ACTIONS),
 )
-
-
-class ActionTrie(TokenTrie):
-    """The ten sentences as token sequences, in the order of ACTIONS, for constrained decoding."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__([tokenizer.encode(action.sentence) for action in ACTIONS])
 
 
 _MOTION = re.compile(

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nvila_ros.policy import Decision
+from nvila_ros.decision import Decision
 
 
 class Policy(Protocol):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nvila_ros.decision import Decision
 from nvila_ros.decision_worker import Answer, DecisionWorker
 from nvila_ros.errors import NvilaError, OdometryError
 from nvila_ros.navigator_config import NavigatorConfig
@@ -23,7 +24,6 @@ from nvila_ros.navigator_status import (
     Result,
     Status,
 )
-from nvila_ros.policy import Decision
 from nvila_ros.primitives import Primitive, PrimitiveState, PrimitiveStep
 from nvila_ros.safety import CommandGate, Pose, Velocity, Watchdog
 

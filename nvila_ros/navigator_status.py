@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
-from nvila_ros.policy import Decision
+from nvila_ros.decision import Decision
 from nvila_ros.primitives import PrimitiveStep
 
 

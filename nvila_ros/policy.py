@@ -6,43 +6,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from nvila_ros.actions import ACTIONS, Action, ActionTrie
+from nvila_ros.action_trie import ActionTrie
+from nvila_ros.actions import ACTIONS
 from nvila_ros.config import HistoryConfig
+from nvila_ros.decision import Decision
 from nvila_ros.errors import ImageError, InstructionError
 from nvila_ros.history import Frame, FrameHistory
+from nvila_ros.history_strip import strip_jpeg
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import frame_pixels
 from nvila_ros.models.prompt import navigation_prompt, user_prompt
 from nvila_ros.models.runtime_backend import InferenceEngine, as_engine, load_engine
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.restraint import Restraint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What the model chose, how sure it was and what it looked at."""
-
-    action: Action
-    confidence: float  # probability of the choice among the ten, in [0, 1]
-    probabilities: tuple[float, ...]  # of all ten, in the order of ACTIONS
-    latency_s: float
-    num_encoded_frames: int  # frames that went through the vision tower for this decision
-    frame_indices: tuple[int | None, ...]  # sampled frames shown, oldest first; None is black
-    stamp_s: float  # time stamp of the current frame
-
-    @property
-    def index(self) -> int:
-        return self.action.index
-
-    @property
-    def sentence(self) -> str:
-        return self.action.sentence
 
 
 class NavigationPolicy:
@@ -66,7 +47,8 @@ class NavigationPolicy:
         self._tokenizer = tokenizer
         self._trie = ActionTrie(tokenizer)
         self._restraint = Restraint()
-        self._decided_at = (0.0, 0.0, 0.0)  # pose (x_m, y_m, yaw_rad)
+        self._shown: list[Frame] = []  # by the last decision, oldest first
+        self._sentence = ""
         self._prompt_ids: list[int] | None = None
         side_px = model.config.vision.image_size
         black = np.zeros((side_px, side_px, 3), np.uint8)
@@ -130,9 +112,9 @@ class NavigationPolicy:
         shown = [frame or self._black for frame in selected]
         num_encoded = self._encode(shown)
         blocks = [frame.features for frame in shown]
-        self._decided_at = (shown[-1].x_m, shown[-1].y_m, shown[-1].yaw_rad)
-        allowed = self._restraint.allowed(*self._decided_at)
-        choice = self._engine.choose(prompt_ids, blocks, self._trie, allowed)
+        pose = (shown[-1].x_m, shown[-1].y_m, shown[-1].yaw_rad)
+        choice = self._engine.choose(prompt_ids, blocks, self._trie, self._restraint.allowed(*pose))
+        self._shown, self._sentence = shown, ACTIONS[choice.index].sentence
         return Decision(
             action=ACTIONS[choice.index],
             confidence=choice.confidence,
@@ -141,6 +123,7 @@ class NavigationPolicy:
             num_encoded_frames=num_encoded,
             frame_indices=tuple(None if frame is None else frame.index for frame in selected),
             stamp_s=shown[-1].stamp_s,
+            pose=pose,
         )
 
     def tried(self, decision: Decision) -> None:
@@ -149,7 +132,17 @@ class NavigationPolicy:
         What led nowhere is not offered again (see `Restraint`); a decision that was never tried
         leaves no trace.
         """
-        self._restraint.tried(decision.index, *self._decided_at)
+        assert decision.pose is not None
+        self._restraint.tried(decision.index, *decision.pose)
+
+    def strip(self) -> bytes | None:
+        """JPEG of the frames exactly as the last decision saw them, with its answer."""
+        if not self._shown:
+            return None
+        tiles = [frame_pixels(frame.rgb, self._engine.config) for frame in self._shown]
+        pixels = torch.stack(tiles).permute(0, 2, 3, 1)  # (F, S, S, 3) in [-1, 1]
+        rgb = ((pixels + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return strip_jpeg(rgb.numpy(), self._sentence)
 
     def prepare(self) -> int:
         """Encodes sampled frames that no decision has shown yet; returns how many."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.actions import ACTIONS, STOP, ActionTrie, parse_action
+from nvila_ros.action_trie import ActionTrie
+from nvila_ros.actions import ACTIONS, STOP, parse_action
 from nvila_ros.errors import ActionParseError
 from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 

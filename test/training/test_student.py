@@ -4,7 +4,7 @@
 import numpy as np
 import torch
 
-from nvila_ros.actions import ActionTrie
+from nvila_ros.action_trie import ActionTrie
 from nvila_ros.models.generate import choose
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.prompt import navigation_prompt, user_prompt
