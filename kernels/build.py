@@ -62,6 +62,16 @@ def load(
     return module
 
 
+def require(index: int) -> None:
+    """Raise KernelError that says what keeps this device from the fast kernels, if anything does.
+
+    Too old a GPU, no driver, no compiler, or one that does not know the GPU.
+    """
+    arch = architecture(torch.cuda.get_device_capability(index))
+    driver.cuda()
+    find_compiler().require(arch)
+
+
 def architecture(capability: tuple[int, int]) -> str:
     """(major, minor) -> the compiler's name; Hopper's own instructions need the 'a'."""
     if capability < OLDEST_CAPABILITY:
@@ -77,9 +87,7 @@ def is_available(index: int = 0) -> bool:
     if not torch.cuda.is_available():
         return False
     try:
-        architecture(torch.cuda.get_device_capability(index))
-        driver.cuda()
-        find_compiler()
+        require(index)
     except KernelError as error:
         log.warning("fast kernels are off, the slow path answers instead: %s", error)
         return False

@@ -36,6 +36,17 @@ class Compiler:
     include: Path | None  # where cuda_fp16.h lies; nvcc knows its own
     library: ctypes.CDLL | None = None
     executable: str | None = None
+    architectures: frozenset[int] = frozenset()  # 80, 90, ...; empty where it does not say
+
+    def require(self, arch: str) -> None:
+        """Raise KernelError unless it makes code for `arch` ('sm_80', 'sm_90a', ...)."""
+        number = int(arch.removeprefix("sm_").removesuffix("a"))
+        if self.architectures and number not in self.architectures:
+            raise KernelError(
+                f"this GPU is {arch}, {self.version} makes code for "
+                f"{', '.join(f'sm_{known}' for known in sorted(self.architectures))}; update it "
+                "with `pip install -U nvidia-cuda-nvrtc nvidia-cuda-runtime`"
+            )
 
     def compile(self, source: Path, defines: Mapping[str, object], arch: str) -> bytes:
         """One `.cu` file -> cubin for `arch` ('sm_80', 'sm_90a', ...)."""
@@ -61,7 +72,9 @@ def find_compiler() -> Compiler:
         if library is not None and include is not None:
             major, minor = ctypes.c_int(), ctypes.c_int()
             library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-            return Compiler(f"nvrtc {major.value}.{minor.value}", include, library=library)
+            version = f"nvrtc {major.value}.{minor.value}"
+            known = _nvrtc_architectures(library)
+            return Compiler(version, include, library=library, architectures=known)
     executable = _find_nvcc()
     if executable is not None:
         answer = subprocess.run([executable, "--version"], capture_output=True, text=True)
@@ -112,6 +125,15 @@ def _open_nvrtc(path: Path | str) -> ctypes.CDLL | None:
         return None
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     return library
+
+
+def _nvrtc_architectures(library: ctypes.CDLL) -> frozenset[int]:
+    count = ctypes.c_int()
+    if library.nvrtcGetNumSupportedArchs(ctypes.byref(count)):
+        return frozenset()
+    numbers = (ctypes.c_int * count.value)()
+    library.nvrtcGetSupportedArchs(numbers)
+    return frozenset(numbers)
 
 
 def _find_include() -> Path | None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from nvila_ros.errors import ConfigError, KernelError
-from nvila_ros.kernels import build, driver
-from nvila_ros.kernels.compiler import find_compiler
+from nvila_ros.kernels import build
 from nvila_ros.models import generate, weights
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.generate import Choice
@@ -146,20 +145,30 @@ def load_engine(
             "quantize the checkpoint with `nvila quantize`"
         )
     _log.info("backend %s on %s: %s", name, place, reason)
+    model, tokenizer = _load(folder, place, dtype, num_frames)
+    frames = num_frames or model.config.num_video_frames
+    if name == "kernels":
+        try:
+            engine = Engine.from_model(
+                model, max_frames=frames, quantizes=quantizes, releases=True
+            )  # fmt: skip
+            return engine, tokenizer
+        except KernelError as error:
+            if backend == "kernels" or quantizes:
+                raise
+            _log.warning("%s: plain torch answers instead of the fast kernels", error)
+        model, tokenizer = _load(folder, place, dtype, num_frames)  # packing has used it up
+    return TorchEngine(model), tokenizer
+
+
+def _load(
+    folder: Path | str, place: torch.device, dtype: torch.dtype | None, num_frames: int | None
+) -> tuple[Nvila, Tokenizer]:
     try:
-        model, tokenizer = weights.load(folder, place, dtype)
+        return weights.load(folder, place, dtype)
     except torch.OutOfMemoryError as error:
         config = load_config(folder)
         raise too_little(config, place, num_frames or config.num_video_frames) from error
-    if name == "torch":
-        return TorchEngine(model), tokenizer
-    engine = Engine.from_model(
-        model,
-        max_frames=num_frames or model.config.num_video_frames,
-        quantizes=quantizes,
-        releases=True,
-    )
-    return engine, tokenizer
 
 
 def usable_device(device: torch.device | str) -> torch.device:
@@ -206,9 +215,7 @@ def why_no_kernels(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the device is {device.type}"
     try:
-        build.architecture(torch.cuda.get_device_capability(device))
-        driver.cuda()
-        find_compiler()
+        build.require(device.index or 0)
     except KernelError as error:
         return str(error)
     return None

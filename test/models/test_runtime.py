@@ -2,7 +2,6 @@
 """The engine against the plain network: same answers, nothing read twice, packed weights."""
 
 import copy
-import logging
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from nvila_ros.errors import ConfigError
 from nvila_ros.kernels import packing, reference
 from nvila_ros.kernels.packing import RowsInt4
-from nvila_ros.models import runtime, runtime_backend, runtime_memory
+from nvila_ros.models import runtime
 from nvila_ros.models.generate import choose, generate_greedy
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
@@ -267,73 +266,6 @@ def test_a_policy_drives_alike_on_both_backends(tiny_folder):
             policy.tried(decisions[-1])
         assert decisions[0].index == decisions[1].index
         assert decisions[0].probabilities == pytest.approx(decisions[1].probabilities, abs=1e-4)
-
-
-CUDA = torch.device("cuda", 0)
-
-
-@pytest.fixture
-def old_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-
-
-def test_a_cpu_gets_plain_torch_and_kernels_only_when_asked():
-    cpu = torch.device("cpu")
-    assert runtime_backend.choose_backend("auto", cpu) == ("torch", "the device is cpu")
-    assert runtime_backend.choose_backend("kernels", cpu)[0] == "kernels"
-    with pytest.raises(ConfigError, match="auto, torch, kernels"):
-        runtime_backend.choose_backend("fast", cpu)
-
-
-def test_an_old_gpu_gets_plain_torch_with_a_warning(old_gpu, caplog):
-    with caplog.at_level(logging.WARNING):
-        name, reason = runtime_backend.choose_backend("auto", CUDA)
-    assert name == "torch" and "sm_75" in reason and "sm_75" in caplog.text
-    with pytest.raises(ConfigError, match="sm_75"):
-        runtime_backend.choose_backend("kernels", CUDA)
-
-
-def test_devices_that_are_not_there_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert runtime_backend.usable_device("auto") == torch.device("cpu")
-    for name, words in (("cuda", "sees 0 CUDA GPUs"), ("banana", "cpu, cuda")):
-        with pytest.raises(ConfigError, match=words):
-            runtime_backend.usable_device(name)
-
-
-def test_rounding_at_load_needs_the_kernels(tiny_folder):
-    with pytest.raises(ConfigError, match="nvila quantize"):
-        runtime_backend.load_engine(tiny_folder, backend="torch", quantizes=True)
-
-
-def test_too_little_memory_says_how_many_frames_would_fit(make_config, monkeypatch):
-    config = make_config()
-    with torch.device("meta"):
-        model = Nvila(config)
-
-    def free(num_bytes):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (num_bytes, 2**34))
-
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 0)
-    stored = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    needed = runtime_memory.cache_bytes(config, 3) + runtime_memory.activation_bytes(config, 3)
-    free(stored + needed)
-    runtime_memory.check_room(config, CUDA, model, 3)
-    with pytest.raises(ConfigError, match="3 frames would fit"):
-        runtime_memory.check_room(config, CUDA, model, 8)
-    free(stored)
-    with pytest.raises(ConfigError, match="not one frame"):
-        runtime_memory.check_room(config, CUDA, model, 8)
-
-
-def test_the_devices_own_complaint_becomes_advice(make_config, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**20, 2**34))
-    with (
-        pytest.raises(ConfigError, match="frames"),
-        runtime_memory.out_of_memory(make_config(), CUDA, 8),
-    ):
-        raise torch.OutOfMemoryError("no")
 
 
 def test_a_tower_of_int8_linears_is_used(wide):
