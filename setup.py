@@ -59,6 +59,8 @@ setup(
         "train": ["accelerate", "peft", "tensorboard", "torchao", "webdataset"],
         # Fused losses need Triton, 1 GB where torch did not bring it: CUDA builds of torch do.
         "train-gpu": ["liger-kernel"],
+        # 4-bit base weights under LoRA, on a CUDA GPU (165 MB).
+        "qlora": ["bitsandbytes"],
         # ZeRO beside FSDP2: builds from source against the installed torch.
         "deepspeed": ["deepspeed"],
         # Episodes, scores and evaluations on many machines (250 MB).

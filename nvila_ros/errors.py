@@ -38,6 +38,10 @@ class DataError(NvilaError):
     """A row, a picture or a shard of training data is missing, broken or cut short."""
 
 
+class TrainingError(NvilaError):
+    """A training run cannot go on: a loss that is no number, ranks that differ, no room to save."""
+
+
 class SystemLibraryError(NvilaError):
     """A system library (EGL, OSMesa) is missing; the message holds the command that installs it."""
 
