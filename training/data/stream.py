@@ -209,7 +209,11 @@ class Guard:
 
     def __next__(self) -> Sample:
         while True:
-            item = next(self.stream)
+            try:
+                item = next(self.stream)
+            except StopIteration:
+                self._judge(min_rows=1)
+                raise
             self.num_rows += 1
             if not isinstance(item, BrokenRow):
                 return item
@@ -222,12 +226,16 @@ class Guard:
         self.broken_of[where] = self.broken_of.get(where, 0) + 1
         if len(self.examples) < 5:
             self.examples.append(f"{where}, row {broken.row}: {broken.reason}")
-        share = self.num_broken / self.num_rows
-        if self.num_rows >= self.MIN_ROWS and share > self.max_broken_share:
+        self._judge(self.MIN_ROWS)
+
+    def _judge(self, min_rows: int) -> None:
+        share = self.num_broken / max(self.num_rows, 1)
+        if self.num_rows >= min_rows and share > self.max_broken_share:
             worst = sorted(self.broken_of.items(), key=lambda entry: -entry[1])[:3]
             raise DataError(
-                f"{self.num_broken} of {self.num_rows} rows are broken, {self.max_broken_share:.1%} "
-                f"are allowed; most in {'; '.join(f'{name} ({count})' for name, count in worst)}. "
+                f"{self.num_broken} of {self.num_rows} rows are broken, "
+                f"{self.max_broken_share:.1%} are allowed; most in "
+                f"{'; '.join(f'{name} ({count})' for name, count in worst)}. "
                 f"Examples: {' | '.join(self.examples)}. "
                 "Look with `nvila data check`, mend or remove them, or allow a larger share"
             )
