@@ -37,6 +37,29 @@ class NoTokenizer:
         """Tokenizer files are copied with the rest of the checkpoint."""
 
 
+def cpu_quantizer() -> type:
+    """AutoAWQ's quantizer without a defect that shows on a CPU alone.
+
+    While it tries scales it remembers the weights as `tensor.cpu()`. On a GPU that is a copy. On a
+    CPU it is the weights themselves, so the first try scales what is remembered: all later ones
+    start from changed weights, and the layer is left changed.
+    """
+    from awq.quantize.quantizer import AwqQuantizer
+
+    class CpuQuantizer(AwqQuantizer):  # type: ignore[misc]
+        def _compute_best_scale(
+            self, x: Any, w_mean: Any, x_mean: Any, module2inspect: nn.Module, *rest: Any
+        ) -> Any:
+            remembered = {name: each.clone() for name, each in module2inspect.state_dict().items()}
+            module2inspect.state_dict = lambda: remembered  # type: ignore[method-assign]
+            try:
+                return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
+            finally:
+                del module2inspect.state_dict
+
+    return CpuQuantizer
+
+
 def pack(llm: Path, workplace: Path, rows: np.ndarray, lengths: Sequence[int]) -> Path:
     """`llm/` -> a folder with AutoAWQ's tensors, calibrated on fused prompts (sum of lengths, D).
 
@@ -70,6 +93,7 @@ def pack(llm: Path, workplace: Path, rows: np.ndarray, lengths: Sequence[int]) -
         max_calib_samples=len(lengths),
         max_calib_seq_len=max(lengths),
         n_parallel_calib_samples=PARALLEL_SAMPLES,
+        quantizer_cls=cpu_quantizer(),
     )
     stack.embed_tokens = table
     unfinished = folder.with_suffix(".unfinished")
