@@ -33,7 +33,7 @@ def reference(hidden, weight, labels, weights=None):
 
 
 def relative(value, expected):
-    return float((value.double() - expected).norm() / expected.norm())
+    return float((value.detach().double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("is_weighted", [False, True])

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import pytest
+import torch
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.training import fp8_adamw
+from nvila_ros.training.fp8_adamw import BLOCK, FLOAT8, Float8AdamW, quantize, round_stochastically
+
+
+def gradients(shape, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-6, 0, shape[0]).unsqueeze(1)  # rows of very different size
+    return [torch.randn(shape, generator=generator) * scale for _ in range(steps)]
+
+
+def train(optimizer, weight, slopes):
+    for slope in slopes:
+        weight.grad = slope.to(weight.dtype)
+        optimizer.step()
+
+
+def relative(value, expected):
+    value, expected = value.detach().double(), expected.detach().double()
+    return float((value - expected).norm() / expected.norm())
+
+
+def test_steps_stay_near_those_of_adamw():
+    start = torch.randn(64, 130, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    slopes = gradients(start.shape, 20)
+    train(Float8AdamW([ours], **options), ours, slopes)
+    train(torch.optim.AdamW([theirs], **options), theirs, slopes)
+    assert relative(ours - start, theirs - start) < 0.05
+
+
+def test_small_tensors_follow_adamw_exactly():
+    start = torch.randn(100)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    slopes = [slope[0, :100] for slope in gradients((1, 100), 10)]
+    train(Float8AdamW([ours], lr=1e-2), ours, slopes)
+    train(torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.0), theirs, slopes)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_neighbour_of_a_huge_gradient_does_not_explode():
+    weight = torch.nn.Parameter(torch.zeros(32, BLOCK))
+    slope = torch.full((32, BLOCK), 1e-7)
+    slope[:, 0] = 1e3  # the block's scale is this one's
+    optimizer = Float8AdamW([weight], lr=1e-3)
+    train(optimizer, weight, [slope] * 5)
+    assert weight.detach().abs().max() < 6 * 1e-3
+
+
+def test_moments_take_two_bytes_and_a_scale():
+    weight = torch.nn.Parameter(torch.zeros(64, 128, dtype=torch.bfloat16))
+    optimizer = Float8AdamW([weight])
+    train(optimizer, weight, [torch.ones(64, 128)])
+    num_bytes = sum(
+        t.nbytes for t in optimizer.state[weight].values() if isinstance(t, torch.Tensor)
+    )
+    assert num_bytes == weight.numel() * (2 + 8 / BLOCK)
+
+
+def test_bfloat16_weights_move_by_steps_below_their_spacing():
+    weight = torch.nn.Parameter(torch.ones(256, 256, dtype=torch.bfloat16))  # spacing 2^-8 below
+    optimizer = Float8AdamW([weight], lr=1e-5)
+    train(optimizer, weight, [torch.ones(256, 256)] * 50)
+    assert abs(float(weight.detach().float().mean()) - (1 - 50e-5)) < 5e-5
+
+
+def test_rounding_is_right_on_average_and_exact_where_it_can_be():
+    values = torch.full((100_000,), 1.0 + 0.25 * 2**-7)  # a quarter of the way
+    index = torch.arange(len(values))
+    rounded = round_stochastically(values, index, seed=7).float()
+    assert set(rounded.tolist()) == {1.0, 1.0 + 2**-7}
+    assert abs(float(rounded.mean()) - float(values[0])) < 1e-4
+    exact = torch.tensor([-3.5, 0.0, 1.5])
+    assert torch.equal(round_stochastically(exact, torch.arange(3), 1).float(), exact)
+
+
+def test_codes_keep_what_is_above_zero():
+    values = torch.zeros(1, BLOCK)
+    values[0, :3] = torch.tensor([448.0, 1e-9, 3.0])
+    codes, scale = quantize(values, keeps_tiny=True)
+    assert codes.dtype == FLOAT8 and scale.tolist() == [1.0]
+    assert codes.float()[0, :4].tolist() == [448.0, 2.0**-9, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_is_bit_identical(dtype):
+    start = torch.randn(70, 90).to(dtype)
+    slopes = gradients(start.shape, 6)
+    whole = torch.nn.Parameter(start.clone())
+    train(Float8AdamW([whole], lr=1e-2), whole, slopes)
+    half = torch.nn.Parameter(start.clone())
+    first = Float8AdamW([half], lr=1e-2)
+    train(first, half, slopes[:3])
+    saved = copy.deepcopy(first.state_dict())
+    second = Float8AdamW([half], lr=1e-2)
+    second.load_state_dict(saved)
+    assert second.state[half]["first"].dtype == FLOAT8
+    train(second, half, slopes[3:])
+    assert torch.equal(whole, half)
+
+
+def test_stretches_of_blocks_change_nothing(monkeypatch):
+    start = torch.randn(50, 111)
+    results = []
+    for chunk in (1 << 16, 3):
+        monkeypatch.setattr(fp8_adamw, "CHUNK_BLOCKS", chunk)
+        weight = torch.nn.Parameter(start.clone().bfloat16())
+        train(Float8AdamW([weight], lr=1e-2), weight, gradients(start.shape, 3))
+        results.append(weight.detach())
+    assert torch.equal(*results)
+
+
+def test_half_precision_weights_are_refused():
+    weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float16))
+    weight.grad = torch.ones(4, dtype=torch.float16)
+    with pytest.raises(ConfigError, match="bfloat16"):
+        Float8AdamW([weight]).step()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernel_does_what_its_twin_does(dtype, monkeypatch):
+    start = torch.randn(300, 257).to(dtype)
+    slopes = gradients(start.shape, 4)
+    kernel = torch.nn.Parameter(start.clone().cuda())
+    train(Float8AdamW([kernel], lr=1e-2), kernel, [slope.cuda() for slope in slopes])
+    twin = torch.nn.Parameter(start.clone().cuda())
+    monkeypatch.setattr(fp8_adamw, "_kernel_for", lambda weight: None)
+    train(Float8AdamW([twin], lr=1e-2), twin, [slope.cuda() for slope in slopes])
+    assert relative(kernel - start.cuda(), twin - start.cuda()) < 0.02
