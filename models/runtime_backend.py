@@ -14,6 +14,7 @@ from torch import Tensor
 from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.kernels import build
 from nvila_ros.models import generate, weights
+from nvila_ros.models.allocator import keep_freed_memory
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.generate import Choice
 from nvila_ros.models.inputs import Network
@@ -145,6 +146,8 @@ def load_engine(
             "quantize the checkpoint with `nvila quantize`"
         )
     _log.info("backend %s on %s: %s", name, place, reason)
+    if place.type == "cpu":
+        keep_freed_memory()
     model, tokenizer = _load(folder, place, dtype, num_frames)
     frames = num_frames or model.config.num_video_frames
     if name == "kernels":

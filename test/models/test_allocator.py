@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that is freed is used again without asking the system for new pages."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nvila_ros.models import allocator
+from nvila_ros.models.allocator import VARIABLES
+
+CHILD = """
+import resource, sys, torch
+from nvila_ros.models.allocator import keep_freed_memory
+done = keep_freed_memory() if sys.argv[1] == "kept" else None
+torch.ones(1 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    torch.ones(1 << 20)
+print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(kind, **variables):
+    """Whether the setting was made, and page faults of fifty tensors of 4 MiB."""
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    output = subprocess.run(
+        [sys.executable, "-c", CHILD, kind],
+        capture_output=True, text=True, check=True, env={**environment, **variables},
+    ).stdout.split()  # fmt: skip
+    return output[0], int(output[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_kept_memory_takes_no_new_pages():
+    done, kept = page_faults("kept")
+    assert done == "True" and 4 * kept < page_faults("plain")[1]
+
+
+def test_a_users_own_setting_stays():
+    assert page_faults("kept", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    assert not allocator.keep_freed_memory()
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    assert not allocator.keep_freed_memory()
