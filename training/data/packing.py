@@ -28,6 +28,7 @@ class PackedBatch:
     pixels: Tensor  # (F, 3, S, S) uint8 tiles; float in [-1, 1] after `to`
     media: tuple[Media, ...]  # what the tiles stand for, in order
     places: Tensor  # (N,) int64 where features go, in the order of media and their tokens
+    num_tiles: tuple[int, ...]  # of the samples
     keys: tuple[str, ...]  # of the samples
     sources: tuple[str, ...]  # of the samples
 
@@ -121,6 +122,7 @@ def pack(
         pixels=torch.cat([sample.tiles for sample in samples]),
         media=tuple(media for sample in samples for media in sample.media),
         places=torch.cat([s.places + start for s, start in zip(samples, starts, strict=True)]),
+        num_tiles=tuple(len(sample.tiles) for sample in samples),
         keys=tuple(sample.key for sample in samples),
         sources=tuple(sample.source for sample in samples),
     )
