@@ -97,7 +97,7 @@ class ToyBatches:
         ]
         batch = pack([encode(sample, self.tokenizer, self.config) for sample in samples])
         if self.settings.get("poison") in batch.keys:
-            batch = dataclasses.replace(batch, weights=batch.weights * float("inf"))
+            batch = dataclasses.replace(batch, pixels=torch.full(batch.pixels.shape, torch.nan))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,6 +105,21 @@ class ToyBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
+
+
+def join(batches: list[PackedBatch]) -> PackedBatch:
+    """Several packed sequences as one."""
+    starts = np.cumsum([0, *(len(batch) for batch in batches[:-1])]).tolist()
+    together = {
+        name: torch.cat([getattr(batch, name) for batch in batches])
+        for name in ("ids", "labels", "weights", "positions", "sample_ids", "pixels")
+    }
+    together |= {
+        name: tuple(entry for batch in batches for entry in getattr(batch, name))
+        for name in ("lengths", "media", "keys", "sources")
+    }
+    places = [batch.places + start for batch, start in zip(batches, starts, strict=True)]
+    return PackedBatch(**together, places=torch.cat(places))
 
 
 def run(settings: dict[str, Any]) -> None:
