@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.models.config import NvilaConfig
 from nvila_ros.models.footprint import activation_bytes, cache_bytes
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime_weights import DecoderWeights
 
+COMPLAINTS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 MOST_FRAMES = 64  # looked at when searching what would fit
 
 
@@ -69,6 +70,11 @@ def _tensors(weights: DecoderWeights) -> list[Tensor]:
     return list(found.values())
 
 
+def num_bytes(module: nn.Module) -> int:
+    """Of its parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
 def frames_that_fit(config: NvilaConfig, free_bytes: int) -> int:
     """How many frames a decision can show when this much is left beside the weights; 0 is none."""
     fitting = 0
@@ -97,8 +103,16 @@ def out_of_memory(config: NvilaConfig, device: torch.device, num_frames: int) ->
     """The device's own complaint as a ConfigError that says what would fit."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, KernelError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise too_little(config, device, num_frames) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch's allocator, a library's workspace or the driver had no more memory."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(each in words for each in COMPLAINTS)
 
 
 def too_little(config: NvilaConfig, device: torch.device, num_frames: int) -> ConfigError:

@@ -8,7 +8,7 @@ import torch
 
 from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.kernels import build, compiler, driver
-from nvila_ros.models import runtime_backend, runtime_memory, weights
+from nvila_ros.models import runtime, runtime_backend, runtime_memory, weights
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
 
@@ -86,6 +86,57 @@ def test_a_devices_complaint_while_loading_becomes_advice(tiny_folder, monkeypat
     monkeypatch.setattr(weights, "load", load)
     with pytest.raises(ConfigError, match="frame"):
         runtime_backend.load_engine(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        KernelError("cuModuleLoadData: CUDA error 2, out of memory"),
+    ],
+)
+def test_libraries_and_the_driver_complain_in_their_own_words(make_config, monkeypatch, complaint):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**20, 2**34))
+    with (
+        pytest.raises(ConfigError, match="frames"),
+        runtime_memory.out_of_memory(make_config(), CUDA, 8),
+    ):
+        raise complaint
+    with pytest.raises(RuntimeError, match="shapes"), runtime_memory.out_of_memory(None, CUDA, 8):
+        raise RuntimeError("shapes differ")
+
+
+def test_frames_that_do_not_fit_the_tower_are_named(tiny_folder, monkeypatch):
+    def encode(self, pixels):
+        raise torch.OutOfMemoryError("no")
+
+    for backend in ("torch", "kernels"):
+        engine, _ = runtime_backend.load_engine(tiny_folder, backend=backend)
+        with monkeypatch.context() as patch:
+            if backend == "torch":
+                patch.setattr(Nvila, "encode_frames", encode)
+            else:
+                patch.setattr(engine, "_encode", lambda pixels: encode(None, pixels))
+            side = engine.config.vision.image_size
+            with pytest.raises(ConfigError, match="frames"):
+                engine.encode_frames(torch.zeros(2, 3, side, side))
+
+
+def test_a_cache_that_cannot_grow_leaves_the_engine_as_it_was(tiny_model, monkeypatch):
+    engine = Engine.from_model(tiny_model, max_tokens=64)
+    expected = engine.generate_greedy([1, 2, 3], max_new_tokens=4)
+    make = runtime.FixedCache
+
+    def most_64(config, places, *rest):
+        if places > 64:
+            raise torch.OutOfMemoryError("no")
+        return make(config, places, *rest)
+
+    monkeypatch.setattr(runtime, "FixedCache", most_64)
+    with pytest.raises(ConfigError, match="frames"):
+        engine.generate_greedy([1] * 100, max_new_tokens=4)
+    assert engine.max_tokens == 64
+    assert engine.generate_greedy([1, 2, 3], max_new_tokens=4) == expected
 
 
 @pytest.fixture
