@@ -286,7 +286,7 @@ class Engine:
             )
         if num_tokens > self.max_tokens:
             before, problem = self.max_tokens, ""
-            _log.warning("%d tokens do not fit the cache of %d; it is made anew", num_tokens, before)
+            _log.warning("%d tokens do not fit the cache of %d: it is made new", num_tokens, before)
             try:
                 with out_of_memory(self.config, self.device, self.max_frames):
                     self._make_decoder(num_tokens)
