@@ -18,17 +18,16 @@ from nvila_ros.models.config import NvilaConfig
 from nvila_ros.models.footprint import num_prompt_tokens
 from nvila_ros.models.generate import Choice, weigh
 from nvila_ros.models.nvila import Nvila, without_skipped
-from nvila_ros.models.runtime_cache import (
-    MAX_FRAMES,
-    FixedCache,
-    Sequence1D,
-    default_places,
-    fuse,
-    on_device,
-)
+from nvila_ros.models.runtime_cache import FixedCache, Sequence1D, fuse, on_device
 from nvila_ros.models.runtime_decoder import Decoder
 from nvila_ros.models.runtime_graphs import GraphPool, Graphs
-from nvila_ros.models.runtime_memory import EngineMemory, check_room, num_bytes, out_of_memory
+from nvila_ros.models.runtime_memory import (
+    EngineMemory,
+    check_room,
+    default_places,
+    num_bytes,
+    out_of_memory,
+)
 from nvila_ros.models.runtime_vision import make_encoder
 from nvila_ros.models.runtime_weights import DecoderWeights, pack_decoder, quantize_tower
 from nvila_ros.models.trie import TokenTrie
@@ -36,6 +35,7 @@ from nvila_ros.models.trie import TokenTrie
 _log = logging.getLogger(__name__)
 
 PLACES_MULTIPLE = 64
+MAX_FRAMES = 8
 ROWS_AT_ONCE = 4096  # of a long prompt: bounds what lies between two layers to half a gigabyte
 WARM_UP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # kernels differ by how many rows there are
 WARM_UP_TREE = TokenTrie([(first, second) for first in range(8) for second in range(2)])
@@ -75,7 +75,7 @@ class Engine:
         self._encode = encode
         self._vision_graphs = Graphs(self._pool)
         self._other_bytes = other_bytes
-        self._make_decoder(max_tokens or default_places(config))
+        self._make_decoder(max_tokens or default_places(config, weights.device, max_frames))
 
     @classmethod
     def from_model(

@@ -9,12 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nvila_ros.models.config import LanguageConfig, NvilaConfig
-from nvila_ros.models.footprint import num_prompt_tokens
+from nvila_ros.models.config import LanguageConfig
 from nvila_ros.models.language import rotary_table
-
-MAX_FRAMES = 8
-ROOM_FOR_QUESTIONS = 4096  # places of the cache where the network was trained for as many
 
 Place = int | tuple[int, int]  # a text token, or (identity of a block, its row)
 
@@ -133,10 +129,3 @@ class FixedCache:
     def hold(self, read: Sequence1D) -> None:
         """The cache's first rows are of this sequence now."""
         self.held = read
-
-
-def default_places(config: NvilaConfig) -> int:
-    """Places for a navigation prompt, or for free questions if the network can read as much."""
-    needed = num_prompt_tokens(config, MAX_FRAMES)
-    trained = min(config.language.model_max_length, config.language.max_position_embeddings)
-    return max(needed, min(trained, ROOM_FOR_QUESTIONS))

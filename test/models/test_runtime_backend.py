@@ -9,6 +9,7 @@ import torch
 from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.kernels import build, compiler, driver
 from nvila_ros.models import runtime, runtime_backend, runtime_memory, weights
+from nvila_ros.models.footprint import num_prompt_tokens
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
 
@@ -68,6 +69,21 @@ def test_too_little_memory_says_how_many_frames_would_fit(make_config, monkeypat
     free(stored)
     with pytest.raises(ConfigError, match="not one frame"):
         runtime_memory.check_room(config, CUDA, model, 8)
+
+
+def test_the_cache_is_no_larger_than_the_advice_allows(make_config, make_language, monkeypatch):
+    config = make_config(
+        language=make_language(max_position_embeddings=8192, model_max_length=8192)
+    )
+    for count in (torch.cuda.memory_reserved, torch.cuda.memory_allocated):
+        monkeypatch.setattr(torch.cuda, count.__name__, lambda device=None: 0)
+    for frames in (1, 3, 8):
+        needed = runtime_memory.cache_bytes(config, frames)
+        needed += runtime_memory.activation_bytes(config, frames)
+        for free, expected in ((needed, num_prompt_tokens(config, frames)), (2**34, 4096)):
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**35))
+            assert runtime_memory.default_places(config, CUDA, frames) == expected
+    assert runtime_memory.default_places(config, torch.device("cpu"), 3) == 4096
 
 
 def test_the_devices_own_complaint_becomes_advice(make_config, monkeypatch):
