@@ -57,6 +57,11 @@ class AdaptConfig:
         return self.alpha / self.rank
 
     @property
+    def has_lora(self) -> bool:
+        """Whether linears carry adapters: such a network has no released names until merged."""
+        return self.tower == "lora" or self.llm in ("lora", "qlora")
+
+    @property
     def is_partial(self) -> bool:
         """Whether anything is adapted or frozen."""
         return (self.tower, self.projector, self.llm) != ("full", "full", "full")
