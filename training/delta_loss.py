@@ -47,6 +47,7 @@ class ScoreJob:
     small: str
     device: str = "cpu"
     dtype: str | None = None  # None: float32 on a CPU, bfloat16 elsewhere
+    rows_per_unit: int = 512  # of files of rows; shards are units themselves
     max_tokens: int = 4096  # of a packed sequence
     max_tiles: int = 96
     keeps_features: bool = True  # the large tower's mean feature per sample, for clusters
@@ -72,6 +73,7 @@ class ScoreJob:
             ],
             "large": self.large,
             "small": self.small,
+            "rows_per_unit": self.rows_per_unit,
             "max_tokens": self.max_tokens,
             "keeps_features": self.keeps_features,
         }
@@ -220,7 +222,7 @@ def answer_log_probabilities(
     counts = torch.bincount(owners, minlength=len(batch.lengths))
     features: list[Tensor | None] = [None] * len(batch.lengths)
     if pools and patches:
-        means = patches[0].float().mean(1).cpu().split(batch.num_tiles)  # (F, C) in parts
+        means = patches[0].float().mean(1)[batch.tile_rows].cpu().split(batch.num_tiles)
         features = [own.mean(0) if len(own) else None for own in means]
     return sums.cpu(), counts.cpu(), features
 

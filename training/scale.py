@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,7 +153,7 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # a forked OpenGL context hangs
     waiting = list(reversed(units))
     with ProcessPoolExecutor(num_workers, context) as pool:
-        pending = {}
+        pending: dict[Future, Unit] = {}
         try:
             while waiting or pending:
                 while waiting and len(pending) < num_workers * PENDING_PER_WORKER:
