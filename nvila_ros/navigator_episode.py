@@ -63,6 +63,7 @@ class EpisodeSteps:
         self._motion: Motion | None = None
         self._decision: Decision | None = None  # whose motion is under way
         self._wanted_after_s = float("-inf")  # an image must be newer than this to decide on
+        self._answer: Answer | None = None  # that came before the motion ended
         self._asked_s: float | None = None  # when the decision under way was asked for
         self._ticket = 0
         self._silent_since_s: float | None = None
@@ -86,7 +87,7 @@ class EpisodeSteps:
         elif phase in _RUNNING and not self._hold_while_silent(now_s):
             if phase is Phase.THINKING:
                 self._look_for_answer(now_s, ros_s)
-            elif phase is Phase.MOVING:
+            elif phase is Phase.MOVING and not self._has_failed_meanwhile(now_s):
                 self._move(now_s, ros_s)
 
     def _look_for_policy(self, now_s: float) -> None:
@@ -138,6 +139,7 @@ class EpisodeSteps:
 
     def _ask(self, now_s: float) -> None:
         self._ticket += 1
+        self._answer = None
         self._asked_s = now_s
         self._worker.ask(self._ticket)
 
@@ -154,8 +156,18 @@ class EpisodeSteps:
         else:
             self._worker.ask_to_prepare()
 
+    def _has_failed_meanwhile(self, now_s: float) -> bool:
+        """Whether the model failed while the robot moves: then it does not move on."""
+        if self._asked_s is None or self._answer is not None:
+            return False
+        self._answer = self._worker.take_answer(self._ticket)
+        if self._answer is None or self._answer.decision is not None or self._answer.is_refusal:
+            return False
+        self._obey(self._answer, now_s)
+        return True
+
     def _look_for_answer(self, now_s: float, ros_s: float) -> None:
-        answer = self._worker.take_answer(self._ticket)
+        answer, self._answer = self._answer or self._worker.take_answer(self._ticket), None
         asked_s = now_s if self._asked_s is None else self._asked_s
         if answer is not None:
             if answer.decision is not None:
@@ -232,7 +244,7 @@ class EpisodeSteps:
 
     def _wait_for_image(self, now_s: float, settle_s: float, message: str = "") -> None:
         self._gate.stop()
-        self._asked_s = None
+        self._asked_s = self._answer = None
         self._wanted_after_s = now_s + settle_s
         self._set(Phase.WAITING, Result.NONE, message)
 
@@ -249,7 +261,7 @@ class EpisodeSteps:
     def _halt(self, reason: str) -> None:
         self._give_up_motion(reason)
         self._gate.stop()
-        self._silent_since_s = self._asked_s = self._decision = None
+        self._silent_since_s = self._asked_s = self._decision = self._answer = None
         self._worker.drop()
 
     def _finish(self, result: Result, message: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nav_msgs.msg import Odometry
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -52,8 +53,12 @@ class NavigatorInputs:
         self._subscribe(Odometry, "odom", self._on_odometry, SENSOR_QOS)
         self._subscribe(LaserScan, "scan", self._on_scan, SENSOR_QOS)
         self._subscribe(String, "instruction", self._on_instruction, EVENT_QOS)
+        # One of the twins does not fit a publisher; that is meant, and not worth a warning.
+        quiet = SubscriptionEventCallbacks(incompatible_qos=lambda _event: None)
         for qos in (_EMERGENCY_QOS, STATE_QOS):
-            made = node.create_subscription(Bool, "emergency_stop", self._on_emergency, qos)
+            made = node.create_subscription(
+                Bool, "emergency_stop", self._on_emergency, qos, event_callbacks=quiet
+            )
             self._subscriptions.append(made)
         state = collision_monitor_state()
         if state is not None:

@@ -93,6 +93,22 @@ def driving(ros, robot, policy):
     return start
 
 
+_STOPS = []
+
+
+@pytest.fixture(scope="session")
+def measured_stops():
+    """Collects what the fault tests measured; printed at the end."""
+    return _STOPS
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _STOPS:
+        terminalreporter.section("stop times after faults")
+        for stop in _STOPS:
+            terminalreporter.line(stop.line())
+
+
 @pytest.fixture(scope="session")
 def waiting():
     return wait_for

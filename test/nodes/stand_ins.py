@@ -111,10 +111,11 @@ class Ros:
         made = rclpy.create_node(name, context=self.context, namespace=namespace)
         return self.add(made)
 
-    def navigator(self, policy=None, namespace=None, **parameters):
+    def navigator(self, policy=None, namespace=None, cli_args=None, **parameters):
         """The real node; `policy` is its model, or None for the real loader."""
         options = {
             "context": self.context,
+            "cli_args": cli_args,
             "namespace": namespace or self.namespace,
             "parameter_overrides": [
                 Parameter(name.replace("__", "."), value=value)
@@ -124,6 +125,14 @@ class Ros:
         if policy is not None:
             options["load_policy"] = lambda _settings: policy
         return self.add(NavigatorNode(**options))
+
+    def remove(self, node):
+        """Ends one node; the others live on."""
+        if isinstance(node, NavigatorNode):
+            node.shut_down()
+        self.nodes.remove(node)
+        self.executor.remove_node(node)
+        node.destroy_node()
 
     def close(self):
         self.closing = True
