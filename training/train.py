@@ -41,6 +41,7 @@ from nvila_ros.training.stage_recipe import (
     recipe_path,
 )
 
+START_PLACE = "{start}"  # in a source's options: a model that drives starts where the stage does
 # (recipe, tokenizer, model, ranks) -> this rank's batches
 OpenBatches = Callable[[StageRecipe, Tokenizer, Nvila, Ranks], Batches]
 
@@ -65,6 +66,7 @@ def run_stage(
     folder = options.runs / recipe.family / recipe.stage
     family = load_family(_family_folder(path, recipe.family))
     start = start_of(recipe, options)
+    recipe = with_start(recipe, start)
     if start is not None:
         check_start(family, start)  # before any process group, so that the message stands alone
     if options.resume and (folder / MODEL_FOLDER).exists():
@@ -131,6 +133,22 @@ def start_of(recipe: StageRecipe, options: RunOptions) -> Path | None:
     if recipe.number == 1:
         return None
     return options.runs / recipe.family / STAGES[recipe.number - 2] / MODEL_FOLDER
+
+
+def with_start(recipe: StageRecipe, start: Path | None) -> StageRecipe:
+    """The recipe whose sources' options know where `{start}`, the checkpoint to start from, is."""
+    sources = tuple(
+        dataclasses.replace(
+            source,
+            options={
+                key: str(start) if value == START_PLACE else value
+                for key, value in source.options.items()
+                if value != START_PLACE or start is not None
+            },
+        )
+        for source in recipe.data.sources
+    )
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=sources))
 
 
 def open_mixture(recipe: StageRecipe, tokenizer: Tokenizer, model: Nvila, ranks: Ranks) -> Batches:
