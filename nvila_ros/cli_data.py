@@ -47,6 +47,17 @@ BrokenOption = Annotated[
 ]
 
 
+class StageName(str, enum.Enum):
+    """What the simulator asks."""
+
+    captions = "captions"
+    text = "text"
+    questions = "questions"
+    video = "video"
+    navigation = "navigation"
+    dagger = "dagger"
+
+
 class ByName(str, enum.Enum):
     """How a Delta is taken over an answer's tokens."""
 
@@ -162,28 +173,43 @@ def shard(
 def generate(
     seeds: Annotated[str, typer.Option(help="Apartments A:B (B excluded) or one number.")],
     out: OutOption,
+    stage: Annotated[
+        StageName, typer.Option(help="What the samples are: of which stage of training.")
+    ] = StageName.navigation,
     side: Annotated[int, typer.Option(min=16, help="Side of the pictures, in pixels.")] = 224,
     noise: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Share of motions made at random.")
     ] = 0.1,
+    time_tokens: Annotated[
+        int, typer.Option(min=0, help="Of the network: videos ask when, too.")
+    ] = 0,
+    driver: Annotated[
+        Path | None, typer.Option(help="dagger: checkpoint that drives beside the oracle.")
+    ] = None,
     seeds_per_shard: Annotated[int, typer.Option(min=1)] = 16,
     workers: WorkersOption = 1,
     ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drive the oracle through simulated apartments and store its decisions as shards.
+    """Render simulated apartments and store a stage's samples with exact answers as shards.
 
     A run that was stopped, or whose machines died, goes on where it was.
     """
     from nvila_ros.cli import parse_seeds
-    from nvila_ros.training.data.episodes import EpisodeSettings
     from nvila_ros.training.data.generate import GenerateJob
     from nvila_ros.training.data.generate import generate as run
+    from nvila_ros.training.simulator_source import SimulatorOptions
 
     job = GenerateJob(
         seeds=parse_seeds(seeds),
         seeds_per_unit=seeds_per_shard,
-        settings=EpisodeSettings(side_px=side, noise=noise),
+        options=SimulatorOptions(
+            stage=stage.value,
+            side_px=side,
+            noise=noise,
+            num_time_tokens=time_tokens,
+            driver=None if driver is None else str(driver),
+        ),
     )
     with progress("shards", len(job.units())) as advance:
         content = run(job, out, scale_settings(workers, ray), lambda unit, was_there: advance(1))

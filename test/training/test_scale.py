@@ -18,7 +18,6 @@ from nvila_ros.evaluation.pool import EvaluationJob, evaluate
 from nvila_ros.models import weights
 from nvila_ros.models.config import nano_config
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.data.episodes import EpisodeSettings
 from nvila_ros.training.data.generate import GenerateJob, generate
 from nvila_ros.training.data.mixture import SourceConfig, open_source
 from nvila_ros.training.data.sample import Sample, Turn
@@ -28,6 +27,7 @@ from nvila_ros.training.delta_loss import ScoreJob
 from nvila_ros.training.delta_loss_prune import read_scores
 from nvila_ros.training.delta_loss_report import score_units
 from nvila_ros.training.scale import ScaleSettings, Unit, run_units, write_atomically
+from nvila_ros.training.simulator_source import SimulatorOptions
 from nvila_ros.training.vocabulary import build_tokenizer
 
 
@@ -53,6 +53,7 @@ class Squares:
         return {f"{unit.name}.side": b"first", self.proof(unit): value}
 
 
+SMALL = SimulatorOptions(stage="navigation", side_px=32, max_decisions=8)
 UNITS = [Unit(f"u{number}", number) for number in range(6)]
 
 
@@ -107,7 +108,7 @@ def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_processes_make_what_one_process_makes(tmp_path: Path) -> None:
-    job = GenerateJob(seeds=(100, 101, 102), seeds_per_unit=1, settings=EpisodeSettings(side_px=32))
+    job = GenerateJob(seeds=(100, 101, 102), seeds_per_unit=1, options=SMALL)
     for name, workers in (("one", 1), ("two", 2)):
         generate(job, tmp_path / name, ScaleSettings(num_workers=workers))
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
@@ -167,9 +168,7 @@ class KillsAfter:
 def test_generation_survives_a_node_that_dies(
     cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = GenerateJob(
-        seeds=tuple(range(100, 112)), seeds_per_unit=1, settings=EpisodeSettings(side_px=32)
-    )
+    job = GenerateJob(seeds=tuple(range(100, 112)), seeds_per_unit=1, options=SMALL)
     expected = generate(job, tmp_path / "one")
     heard = KillsAfter(cluster, 3)
     found = generate(job, tmp_path / "ray", ScaleSettings(ray=cluster.address), heard)
