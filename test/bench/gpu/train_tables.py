@@ -57,7 +57,7 @@ def utilisation(rows: dict[str, dict[str, Any]]) -> str:
     if not runs:
         return ""
     lines = [
-        "| network | batch | GB | step, ms | samples/s | tokens/s | TFLOP/s | MFU | waits for data |",
+        "| network | batch | GB | step, ms | samples/s | tokens/s | TFLOP/s | MFU | data wait |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
