@@ -111,16 +111,30 @@ class ToyBatches:
         self.number = state["number"]
 
 
+def let_deepspeed_use_the_cpu() -> None:
+    """Accelerate takes DeepSpeed's path only where it thinks that there is an accelerator."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def prepare_backend(self, *_: Any) -> tuple[str, DistributedType]:
+        return "gloo", DistributedType.MULTI_CPU
+
+    PartialState._prepare_backend = prepare_backend
+
+
 def run(settings: dict[str, Any]) -> None:
     """One stage as the settings say."""
     torch.set_num_threads(1)
+    has_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if has_deepspeed:
+        let_deepspeed_use_the_cpu()
     options = RunOptions(
         runs=Path(settings["runs"]),
         resume=settings.get("resume", False),
         start=Path(settings["start"]) if settings.get("start") else None,
         stop_after=settings.get("stop_after"),
         overrides=tuple(settings.get("overrides", ())),
-        use_cpu=not settings.get("gpu_path"),
+        use_cpu=not has_deepspeed,
     )
 
     def open_batches(recipe, tokenizer, model, ranks) -> ToyBatches:
