@@ -121,6 +121,7 @@ def network(name: str, layers: int, device: torch.device) -> Nvila:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         model = Nvila.from_scratch(config).to(device, dtype)
+    model.vision_tower.requires_grad_(device.type == "cpu")  # frozen, as in stage 3: memory
     return model
 
 

@@ -28,7 +28,8 @@ NAVIGATION = ACTIONS[3].sentence
 
 def network(config: NvilaConfig) -> Nvila:
     model = Nvila.from_scratch(config, std=0.1)
-    model.connect(TOKENIZER.media_ids, TOKENIZER.encode(config.frame_end_text))
+    skipped = TOKENIZER.padding_and_end_ids if config.skips_end_after_media else ()
+    model.connect(TOKENIZER.media_ids, TOKENIZER.encode(config.frame_end_text), skipped)
     return model
 
 
@@ -99,6 +100,18 @@ def test_a_picture_at_several_scales() -> None:
         config,
         sample("image", pictures, ("<image>Where is it?", "ahead.")),
         lambda model: prepare(model, TOKENIZER, "<image>Where is it?", pictures),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"skips_end_after_media": True}, {"frame_end_text": ""}], ids=str
+)
+def test_a_message_that_ends_with_its_picture(changes: dict) -> None:
+    pictures = frames(1)
+    assert_fused_alike(
+        dataclasses.replace(NANO, **changes),
+        sample("image", pictures, ("Where is it? <image>", "ahead.")),
+        lambda model: prepare(model, TOKENIZER, "Where is it? <image>", pictures),
     )
 
 

@@ -162,3 +162,14 @@ def test_a_recipe_names_the_mixture_and_a_wrong_key_is_an_error() -> None:
         load(MixtureConfig, {**data, "loader": {"windw": 3}})
     with pytest.raises(ConfigError, match="one name each"):
         load(MixtureConfig, {"sources": data["sources"] * 2})
+
+
+def test_a_sample_is_changed_in_another_way_each_epoch() -> None:
+    source = ListSource("views", (sample(1), sample(2)))
+    settings = {"augmentation": AugmentationConfig(share=1.0), "window": 2, "epochs": 2}
+    first, second = loader(sources=(source,), **settings)
+    tiles = [
+        dict(zip(b.keys, b.pixels[b.tile_rows].split(b.num_tiles), strict=True))
+        for b in (first, second)
+    ]
+    assert not torch.equal(tiles[0]["views1"], tiles[1]["views1"])
