@@ -29,6 +29,7 @@ setup(
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
         (f"share/{PACKAGE}/config", glob("config/*.yaml") + glob("config/*.xml")),
+        (f"share/{PACKAGE}/config/sros2", glob("config/sros2/*")),
         # A wheel puts console scripts into bin/ only; ros2 run and launch look into lib/<package>/.
         (f"lib/{PACKAGE}", glob("libexec/*")),
     ],
