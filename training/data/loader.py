@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Literal
 
 import numpy as np
@@ -229,6 +231,9 @@ class _WorkerDataset(IterableDataset):
         info = torch.utils.data.get_worker_info()
         assert info is not None, "only worker processes iterate over it"
         torch.set_num_threads(1)
+        # A spawned process would run C++ destructors at its end, and abort in a library's: it ends
+        # like a forked one, after its queues are flushed.
+        Finalize(None, os._exit, args=(0,), exitpriority=-1000)
         try:
             stream = self.worker.stream(info.id)
             for batch in stream:

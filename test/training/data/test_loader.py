@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import gc
 import json
 
 import numpy as np
@@ -173,3 +174,14 @@ def test_a_sample_is_changed_in_another_way_each_epoch() -> None:
         for b in (first, second)
     ]
     assert not torch.equal(tiles[0]["views1"], tiles[1]["views1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_worker_processes_end_in_silence(start_method: str, capfd) -> None:
+    batches = loader(num_workers=2, start_method=start_method)
+    next(batches)
+    batches.close()
+    gc.collect()
+    captured = capfd.readouterr()
+    assert "terminate called" not in captured.err and "Aborted" not in captured.err
