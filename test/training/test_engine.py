@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -14,6 +15,19 @@ from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
 from nvila_ros.training.train import RunOptions, run_stage
 
+KINDS = {
+    "ddp": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs the extra 'deepspeed'"
+)
+every_kind = pytest.mark.parametrize(
+    "kind",
+    ["ddp", "fsdp", *(pytest.param(z, marks=needs_deepspeed) for z in ("zero2", "zero3"))],
+)
 PARTS = ("vision_tower", "mm_projector", "llm")
 
 
@@ -62,9 +76,9 @@ def test_a_killed_run_resumes_bit_for_bit(launch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_two_ranks_equal_one(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     one = launch("one")
     two = launch("two", 2, environment)
     assert two.codes == [0, 0], two.text
@@ -77,9 +91,9 @@ def test_two_ranks_equal_one(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_two_ranks_resume_bit_for_bit(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     whole = launch("whole", 2, environment)
     assert launch("cut", 2, environment, stop_after=4).codes == [0, 0]
     resumed = launch("cut", 2, environment, resume=True)
@@ -90,9 +104,9 @@ def test_two_ranks_resume_bit_for_bit(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_a_rank_that_never_sees_a_picture_does_not_hang(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     run = launch("blind", 2, environment, text_rank=1, overrides=["schedule.steps=2"])
     assert run.codes == [0, 0], run.text
 
