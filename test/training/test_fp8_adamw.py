@@ -54,6 +54,19 @@ def test_a_neighbour_of_a_huge_gradient_does_not_explode():
     assert weight.detach().abs().max() < 6 * 1e-3
 
 
+@pytest.mark.parametrize("ratio", [1e-2, 1e-3, 1e-4])
+def test_small_gradients_beside_large_ones_keep_their_own_pace(ratio):
+    ours, theirs = (torch.nn.Parameter(torch.zeros(16, BLOCK)) for _ in range(2))
+    slopes = []
+    for slope in gradients((1, 16 * BLOCK), 60):
+        slope = slope.view(16, BLOCK) * 1e6 * ratio
+        slope[:, 0] /= ratio  # one of each block
+        slopes.append(slope)
+    train(Float8AdamW([ours], lr=1e-3), ours, slopes)
+    train(torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.0), theirs, slopes)
+    assert relative(ours[:, 1:], theirs[:, 1:]) < 0.15
+
+
 def test_moments_take_two_bytes_and_a_scale():
     weight = torch.nn.Parameter(torch.zeros(64, 128, dtype=torch.bfloat16))
     optimizer = Float8AdamW([weight])
