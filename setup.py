@@ -56,6 +56,8 @@ setup(
             "ros-jazzy-rclpy; platform_machine == 'x86_64'",
             "ros-jazzy-rmw-fastrtps-cpp; platform_machine == 'x86_64'",
         ],
+        # `nvila dashboard`: a page in the browser (70 MB).
+        "dashboard": ["nicegui>=3.18"],
         # Every stage of training; `make test` trains at toy size with these (60 MB).
         "train": ["accelerate", "peft", "tensorboard", "torchao", "webdataset"],
         # Fused losses need Triton, 1 GB where torch did not bring it: CUDA builds of torch do.
@@ -66,6 +68,8 @@ setup(
         "deepspeed": ["deepspeed"],
         # Episodes, scores and evaluations on many machines (250 MB).
         "scale": ["ray"],
+        # Drives the system's Chromium over the dashboard; slow tests only (165 MB).
+        "browser-test": ["playwright"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
