@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +154,24 @@ def test_a_run_resumed_from_a_distributed_checkpoint_is_bit_identical(tmp_path):
     run(*second, range(3, 6))
     for ours, theirs in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_from_their_own_moments(tmp_path):
+    script = Path(__file__).with_name("sharded_adamw.py")
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors[-3000:]
 
 
 def test_stretches_of_blocks_change_nothing(monkeypatch):
