@@ -282,3 +282,28 @@ def test_answers_that_are_all_ignored_are_refused(toy, tmp_path: Path, monkeypat
     monkeypatch.setattr(toy.ToyBatches, "__next__", silent)
     with pytest.raises(TrainingError, match="no learned token"):
         run_here(toy, tmp_path)
+
+
+def test_times_are_learned_with_smoothed_targets(toy, tmp_path: Path) -> None:
+    """A batch whose answer is a time: smoothing changes the loss, and only with time_std."""
+    from nvila_ros.training.data.encoding import encode
+    from nvila_ros.training.data.packing import pack
+    from nvila_ros.training.data.sample import Sample, Turn
+    from nvila_ros.training.family import change_network, from_scratch, load_family
+    from nvila_ros.training.fused_loss import LossConfig
+    from nvila_ros.training.learner import Learner
+    from nvila_ros.training.stage_recipe import NetworkChange
+
+    toy.write_recipe(tmp_path)
+    model, tokenizer = from_scratch(load_family(tmp_path), seed=1)
+    change_network(model, tokenizer, NetworkChange(num_time_tokens=10))
+    torch.nn.init.normal_(model.llm.model.embed_tokens.weight)  # new rows are all the same
+    turns = (Turn(user="When is the red door?", answer="<t3> <t7>"),)
+    sample = Sample(key="a", source="toy", kind="text", frames=(), turns=turns)
+    batch = pack([encode(sample, tokenizer, model.config)]).to("cpu", torch.float32)
+    ids = [tokenizer.id(f"<t{number}>") for number in range(10)]
+    plain = Learner(model, LossConfig(), torch.float32)(batch)
+    nearly_plain = Learner(model, LossConfig(), torch.float32, ids, 1e-2)(batch)
+    smooth = Learner(model, LossConfig(), torch.float32, ids, 1.0)(batch)
+    torch.testing.assert_close(nearly_plain, plain)
+    assert float((smooth - plain).detach().abs()) > 1e-4
