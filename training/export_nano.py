@@ -12,7 +12,7 @@ import torch
 from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.checkpoint import NETWORK_FILE, load_run
-from nvila_ros.training.vocabulary import build_sequences
+from nvila_ros.training.vocabulary import NetworkShape, build_sequences
 
 
 def main() -> None:
@@ -22,7 +22,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     changes = arguments.run / NETWORK_FILE
-    sequences = build_sequences(json.loads(changes.read_text()) if changes.is_file() else None)
+    shape = json.loads(changes.read_text()) if changes.is_file() else {}
+    sequences = build_sequences(NetworkShape(**shape))
     model = Nvila.from_scratch(sequences.config)
     load_run(arguments.run, model)
     weights.save(arguments.folder, model, sequences.tokenizer, dtype=torch.float16)

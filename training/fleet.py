@@ -29,6 +29,7 @@ from nvila_ros.training.questions import ask_about_view
 from nvila_ros.training.replay import history_indices
 from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.view_labels import LandmarkTable
+from nvila_ros.training.vocabulary import NetworkShape
 
 STOP = 0
 SUCCESS_RADIUS_M = 1.0
@@ -53,7 +54,7 @@ class FleetSettings:
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
     lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
     min_share: float = 0.003  # of the picture for an object to count as seen
-    network: tuple[tuple[str, int | str], ...] = ()  # see NanoRecipe
+    network: NetworkShape = NetworkShape()
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ class NanoTrainer:
             num_rounds=recipe.num_rounds,
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
-            network=tuple(recipe.network.items()),
+            network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage
         self.micro_batch = Captured(self._micro_batch, captured)
@@ -232,4 +232,4 @@ class NanoTrainer:
     def save(self) -> None:
         """Writes the weights under the run's folder, the last good one replaced atomically."""
         save_run(self.out, self.model, self.heads, self.optimizers)
-        (self.out / NETWORK_FILE).write_text(json.dumps(dict(self.recipe.network)) + "\n")
+        (self.out / NETWORK_FILE).write_text(json.dumps(asdict(self.recipe.network)) + "\n")

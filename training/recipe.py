@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.training.vocabulary import NetworkShape
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class NanoRecipe:
     stages: tuple[Stage, ...]
     max_steps: int | None = None  # ends the run earlier than its minutes
     seed: int = 1
-    # Fields of the small network that differ: num_video_frames, mm_projector_type.
-    network: Mapping[str, int | str] = field(default_factory=dict)
+    network: NetworkShape = NetworkShape()
     start_from: str | None = None  # an earlier run's folder, or a released checkpoint's
     start_heads: str | None = None  # a run's folder whose training heads go with start_from
     num_workers: int = 14  # processes that drive and render
@@ -70,7 +70,7 @@ class NanoRecipe:
 def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> NanoRecipe:
     """Reads a recipe; an unknown key or shares that do not add up are errors.
 
-    `changes` are 'key=value' with the value in YAML, for ablations: 'network={num_video_frames: 4}'.
+    `changes` are 'key=value' with the value in YAML: 'network={num_video_frames: 4}'.
     """
     from nvila_ros.config import load  # the same strictness as the node's parameters
 

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
-from nvila_ros.errors import ConfigError
 from nvila_ros.models.config import nano_config
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.sim.instructions import VOCABULARY_WORDS
@@ -20,15 +18,17 @@ def build_tokenizer() -> Tokenizer:
     return build_nano_tokenizer(sorted({*VOCABULARY_WORDS, *question_words()}))
 
 
-def build_sequences(network: Mapping[str, int | str] | None = None) -> SequenceBuilder:
-    """The sequences of the small model; every process that trains it builds the same.
+@dataclasses.dataclass(frozen=True)
+class NetworkShape:
+    """What ablations may change of `nano_config`."""
 
-    `network` changes fields of `nano_config`, for ablations; ConfigError names an unknown one.
-    """
+    num_video_frames: int = 8
+    mm_projector_type: str = "mlp_downsample_3x3_fix"
+
+
+def build_sequences(shape: NetworkShape | None = None) -> SequenceBuilder:
+    """The sequences of the small model; every process that trains it builds the same."""
     tokenizer = build_tokenizer()
     config = nano_config(tokenizer.vocab_size)
-    known = ("num_video_frames", "mm_projector_type")
-    for name in network or {}:
-        if name not in known:
-            raise ConfigError(f"network: unknown key {name!r}; expected one of {', '.join(known)}")
-    return SequenceBuilder(tokenizer, dataclasses.replace(config, **dict(network or {})))
+    changes = dataclasses.asdict(shape or NetworkShape())
+    return SequenceBuilder(tokenizer, dataclasses.replace(config, **changes))
