@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={
         PACKAGE: ["py.typed"],
+        f"{PACKAGE}.evaluation": ["templates/*"],
         f"{PACKAGE}.kernels": ["csrc/*"],
         f"{PACKAGE}.models": ["nano/*", "nano/*/*"],
         f"{PACKAGE}.sim": ["assets/*"],
@@ -28,13 +29,14 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
-        (f"share/{PACKAGE}/config", glob("config/*.yaml") + glob("config/*.xml")),
+        (f"share/{PACKAGE}/config", glob("config/*.*")),
         (f"share/{PACKAGE}/config/sros2", glob("config/sros2/*")),
         # A wheel puts console scripts into bin/ only; ros2 run and launch look into lib/<package>/.
         (f"lib/{PACKAGE}", glob("libexec/*")),
     ],
     install_requires=[
         "av",
+        "jinja2",
         "matplotlib",
         "mujoco>=3.3",
         "numpy",
@@ -70,6 +72,8 @@ setup(
         "scale": ["ray"],
         # Drives the system's Chromium over the dashboard; slow tests only (165 MB).
         "browser-test": ["playwright"],
+        # MCAP recordings where rosbag2 is missing: record, replay, train on them (30 MB).
+        "record": ["mcap", "mcap-ros2-support"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
