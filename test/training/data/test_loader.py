@@ -2,6 +2,7 @@
 import dataclasses
 import gc
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from nvila_ros.training.data.loader import Loader, LoaderSettings
 from nvila_ros.training.data.mixture import MixtureConfig
 from nvila_ros.training.data.packing import PackedBatch
 from nvila_ros.training.data.sample import FrameBytes, Sample, Turn
+from nvila_ros.training.data.shard_writing import write_shards
+from nvila_ros.training.data.shards import find_shards
 from nvila_ros.training.data.stream import ListSource
 from nvila_ros.training.vocabulary import build_tokenizer
 
@@ -103,6 +106,24 @@ def test_a_loaded_state_gives_the_same_batches(num_workers: int, consumed: int) 
     state = json.loads(json.dumps(first.state_dict()))
     expected = [next(first) for _ in range(6)]
     resumed = loader(**settings)
+    resumed.load_state_dict(state)
+    assert all(same(next(resumed), batch) for batch in expected)
+    first.close()
+    resumed.close()
+
+
+@pytest.mark.parametrize("consumed", [0, 3])
+def test_workers_go_on_within_shards(consumed: int, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(VIEWS.samples, tmp_path, max_samples=7)
+    source = find_shards(str(tmp_path), "views", buffer_size=6)
+    settings = {"num_workers": 2, "window": 5}
+    first = loader(sources=(source, TEXTS), **settings)
+    for _ in range(consumed):
+        next(first)
+    state = json.loads(json.dumps(first.state_dict()))
+    expected = [next(first) for _ in range(5)]
+    resumed = loader(sources=(source, TEXTS), **settings)
     resumed.load_state_dict(state)
     assert all(same(next(resumed), batch) for batch in expected)
     first.close()
