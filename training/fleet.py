@@ -54,7 +54,7 @@ class FleetSettings:
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
     lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
     min_share: float = 0.003  # of the picture for an object to count as seen
-    network: NetworkShape = NetworkShape()
+    network: NetworkShape = field(default_factory=NetworkShape)
 
 
 @dataclass

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -33,7 +33,7 @@ class NanoRecipe:
     stages: tuple[Stage, ...]
     max_steps: int | None = None  # ends the run earlier than its minutes
     seed: int = 1
-    network: NetworkShape = NetworkShape()
+    network: NetworkShape = field(default_factory=NetworkShape)
     start_from: str | None = None  # an earlier run's folder, or a released checkpoint's
     start_heads: str | None = None  # a run's folder whose training heads go with start_from
     num_workers: int = 14  # processes that drive and render
