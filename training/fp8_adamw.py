@@ -259,7 +259,7 @@ def _fullest_share(tensor: Tensor) -> int:
     return math.prod(shape)
 
 
-def _sharded_like(weight: Tensor, local: Tensor) -> Tensor:
+def _sharded_like(weight: Any, local: Tensor) -> Tensor:
     """What this rank holds of a tensor that is spread over the ranks as the weight is."""
     placements, _ = _sharding(weight)
     if not placements:
@@ -270,7 +270,7 @@ def _sharded_like(weight: Tensor, local: Tensor) -> Tensor:
     return DTensor.from_local(local, weight.device_mesh, spread, run_check=False)
 
 
-def _sharding(tensor: Tensor) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+def _sharding(tensor: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Placements and the number of ranks of each dimension of the mesh; empty if not sharded."""
     if not hasattr(tensor, "to_local"):
         return (), ()
