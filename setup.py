@@ -82,6 +82,7 @@ setup(
             f"nvila = {PACKAGE}.cli:main",
             f"navigator_node = {PACKAGE}.nodes.navigator_node:main",
             f"simulator_node = {PACKAGE}.nodes.simulator_node:main",
+            f"habitat_node = {PACKAGE}.nodes.habitat_node:main",
         ],
     },
     zip_safe=False,

@@ -81,7 +81,7 @@ def test_rxr_is_read_in_english(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(EpisodeFileError, match="<split>.json.gz"):
+    with pytest.raises(EpisodeFileError, match=r"<split>\.json\.gz"):
         load_vlnce(tmp_path, "r2r", "val")
     broken = row(5)
     del broken["goals"]
