@@ -27,6 +27,7 @@ from nvila_ros import (
     cli_merge,
     cli_quantize,
     cli_train,
+    cli_vlnce,
 )
 from nvila_ros.cli_options import (
     EXIT_INPUT,
@@ -59,6 +60,7 @@ app.add_typer(cli_merge.app)
 cli_data.app.add_typer(cli_delta_loss.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_train.app)
+app.add_typer(cli_vlnce.app)
 
 
 class ControlName(str, enum.Enum):
