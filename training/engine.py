@@ -62,10 +62,12 @@ class Engine:
         self.step = self.samples = 0
         if recipe.precision.optimizer_states == "float8":
             model.to(torch.bfloat16)
-        if ranks.kind != "fsdp":
-            model.to(ranks.device)  # float8 and 4-bit linears are what the device can compute
         torch.manual_seed(recipe.engine.seed)
-        adapt(model, recipe.adapt)
+        if ranks.kind == "fsdp":  # shards on its own, and wants one dtype in a layer
+            adapt(model, recipe.adapt)
+        else:  # float8 and 4-bit linears are what the device can compute
+            dtype = recipe.precision.dtype
+            adapt(model, recipe.adapt, device=ranks.device, frozen_dtype=dtype)
         freeze(model, recipe)
         to_float8(model, recipe.precision)
         compiles = recipe.engine.compile_layers
