@@ -22,6 +22,7 @@ import typer
 from nvila_ros import (
     __version__,
     cli_checkpoints,
+    cli_dashboard,
     cli_data,
     cli_delta_loss,
     cli_merge,
@@ -60,6 +61,7 @@ app.add_typer(cli_merge.app)
 cli_data.app.add_typer(cli_delta_loss.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_train.app)
+app.add_typer(cli_dashboard.app)
 app.add_typer(cli_vlnce.app)
 
 

@@ -45,9 +45,10 @@ ALLOWED = {
     "evaluation": {"models", "core", "sim"},
     "recording": {"models", "core", "training"},
     "doctor": {"models", "core", "ros"},
+    "dashboard": {"models", "core"},
     "cli": {"models", "core", "sim", "evaluation", "training", "nodes", "recording", "doctor", "ros"},
     "ros": {"core"},
-    "nodes": {"core", "models", "sim", "ros", "evaluation", "recording"},
+    "nodes": {"core", "models", "sim", "ros", "evaluation", "recording", "dashboard"},
 }
 
 
