@@ -31,6 +31,7 @@ setup(
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
         (f"share/{PACKAGE}/config", glob("config/*.*")),
         (f"share/{PACKAGE}/config/sros2", glob("config/sros2/*")),
+        (f"share/{PACKAGE}/config/gazebo", glob("config/gazebo/*")),
         # A wheel puts console scripts into bin/ only; ros2 run and launch look into lib/<package>/.
         (f"lib/{PACKAGE}", glob("libexec/*")),
     ],

@@ -49,8 +49,42 @@ def test_simulation_adds_the_seed():
 def test_only_executables_that_exist_are_started():
     for path in (ROOT / "launch").glob("*.launch.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "executable":
-                assert (ROOT / "libexec" / node.value.value).is_file(), path.name
+            if not isinstance(node, ast.Call):
+                continue
+            given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+            if given.get("package") == "nvila_ros":
+                assert (ROOT / "libexec" / given["executable"]).is_file(), path.name
+
+
+@pytest.mark.parametrize(
+    "name, start, packages",
+    [
+        ("simulation", "start_simulator", ["nvila_ros"]),
+        ("habitat", "start_habitat", ["nvila_ros"]),
+        ("gazebo", "start_gazebo", ["ros_gz_sim", "ros_gz_bridge"]),
+        (
+            "nav2",
+            "start_nav2",
+            ["nav2_velocity_smoother", "nav2_collision_monitor", "nav2_lifecycle_manager"],
+        ),
+    ],
+)
+def test_worlds_start_their_nodes_and_the_navigator(name, start, packages):
+    module, navigate = load(name), load("navigate")
+    from launch import LaunchContext
+    from launch_ros.actions import Node
+
+    names = {
+        argument.name for argument in module.generate_launch_description().get_launch_arguments()
+    }
+    assert names >= NAV2_ARGUMENTS | OWN_ARGUMENTS
+    context = LaunchContext()
+    tables = (module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS)
+    context.launch_configurations.update(
+        {row: default for table in tables for row, default, _ in table}
+    )
+    nodes = [action for action in getattr(module, start)(context) if isinstance(action, Node)]
+    assert [node.node_package for node in nodes] == packages
 
 
 def test_simulation_shows_its_arguments_and_those_it_includes():
