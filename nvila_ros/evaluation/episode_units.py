@@ -50,6 +50,7 @@ class EpisodeJob:
             "driver": job.driver,
             "model": None if job.model_path is None else str(job.model_path),
             "control": job.control,
+            "mirrors": job.mirrors,
             "config": dataclasses.asdict(job.config),
         }
 
