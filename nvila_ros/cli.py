@@ -130,6 +130,9 @@ def simulate(
     model: ModelOption = NANO_FOLDER,
     device: DeviceOption = "cpu",
     backend: BackendOption = BackendName.auto,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Decide in the mirror too: twice the time.")
+    ] = False,
     max_decisions: Annotated[int, typer.Option(min=1)] = 200,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for a floor plan of every episode.")
@@ -154,6 +157,7 @@ def simulate(
         device=device,
         backend=backend.value,
         control=control.value,
+        mirrors=mirror,
         config=EvaluationConfig(max_decisions=max_decisions),
     )
     if ray is None and keep is None:
