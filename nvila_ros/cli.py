@@ -137,6 +137,9 @@ def simulate(
     plans: Annotated[
         Path | None, typer.Option(help="Folder for a floor plan of every episode.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for one HTML page about the run, and its numbers.")
+    ] = None,
     ray: RayOption = None,
     gpus: GpusOption = 0.0,
     keep: Annotated[
@@ -147,7 +150,7 @@ def simulate(
 ) -> None:
     """Drive episodes in closed loop without ROS and measure how well it goes."""
     from nvila_ros.config import EvaluationConfig
-    from nvila_ros.evaluation.pool import EvaluationJob
+    from nvila_ros.evaluation.pool import EvaluationJob, evaluate
     from nvila_ros.evaluation.simulate import simulate as run
 
     job = EvaluationJob(
@@ -159,12 +162,17 @@ def simulate(
         control=control.value,
         mirrors=mirror,
         config=EvaluationConfig(max_decisions=max_decisions),
+        keeps_frames=report is not None,
     )
-    if ray is None and keep is None:
-        run(job, num_workers=workers, as_json=as_json, plans=plans)
-        return
-    evaluator = episode_evaluator(ray, gpus, keep)
-    run(job, num_workers=workers, as_json=as_json, plans=plans, evaluator=evaluator)
+    evaluator = evaluate if ray is None and keep is None else episode_evaluator(ray, gpus, keep)
+    run(
+        job,
+        num_workers=workers,
+        as_json=as_json,
+        plans=plans,
+        report_folder=report,
+        evaluator=evaluator,
+    )
 
 
 @app.command()
