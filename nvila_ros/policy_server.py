@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -105,6 +106,8 @@ def _memory_bytes() -> int:
 
 def main() -> None:
     """Entry point of the process."""
+    logging.basicConfig(format="[%(levelname)s] %(name)s: %(message)s")
+    logging.getLogger("nvila_ros").setLevel(logging.INFO)  # says which backend computes
     PolicyServer(Connection(int(os.environ["NVILA_POLICY_SOCKET"]))).run()
 
 
