@@ -107,5 +107,5 @@ def read_rollout(path: Path) -> Rollout:
             probabilities=tuple(map(tuple, content.get("probabilities", ()))),
             frames=tuple(base64.b64decode(frame) for frame in content.get("frames", ())),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SceneError) as error:
         raise SceneError(f"{path} is no rollout ({error!r}); remove it and run again") from None
