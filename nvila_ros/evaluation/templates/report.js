@@ -130,6 +130,7 @@ function decisionTable(run, marker) {
 function fill(details) {
   if (details.querySelector(".episode")) return;
   const runs = JSON.parse(details.querySelector("script").textContent);
+  if (!runs.length) return;
   const box = element("div", { class: runs.length > 1 ? "episode two" : "episode" });
   const [plan, markers] = drawing(runs);
   const tables = element("div", { class: "runs" });
