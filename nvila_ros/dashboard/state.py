@@ -15,6 +15,7 @@ MAX_DECISIONS = 120  # of the chart
 MAX_INSTRUCTIONS = 20
 MAX_TRAIL_POINTS = 1500  # then every other one goes
 TRAIL_STEP_M = 0.05
+OVERTAKING_S = 1.0  # between two topics
 SILENT_AFTER_S = 3.0  # the navigator speaks on /diagnostics once a second
 JUMP_M = 1.0  # odometry that leaps begins a new trail: a new episode, a reset
 MAX_SPAN_M = 1e6  # beyond it odometry is no place to draw
@@ -54,7 +55,7 @@ class DashboardState:
     """Everything on the page; `version(part)` counts the changes of a part, so that pages send
     only what is new. Every method may be called from any thread.
 
-    Parts: state, decision, trail, plan, motion, health, instructions, episode.
+    Parts: camera, strip, state, decision, trail, plan, motion, health, instructions, episode.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,6 +67,7 @@ class DashboardState:
         self._instructions: collections.deque[Told] = collections.deque(maxlen=MAX_INSTRUCTIONS)
         self._trail: list[tuple[float, float]] = []
         self._health_s = -math.inf
+        self._episode, self._episode_s = 0, -math.inf  # the newest, and when it was first heard
         self._watchers: set[Any] = set()
         self.status: dict[str, Any] = {}  # the last ~/state
         self.plan: tuple[Pose, ...] = ()
@@ -87,24 +89,26 @@ class DashboardState:
         """A new picture of that name."""
         with self._lock:
             self._pictures[name] = Picture(jpeg, self._pictures[name].number + 1)
+            self._versions[name] += 1
 
     def hear_status(self, row: dict[str, Any]) -> None:
         """A row of ~/state; a result belongs to the newest instruction of its episode."""
         with self._lock:
             self.status = row
             self._versions["state"] += 1
-            number = row.get("episode") or 0
-            for told in reversed(self._instructions):
-                if told.episode == 0 and not told.result and number > self._last_episode():
-                    told.episode = number
-                if told.episode == number and row.get("result") and not told.result:
-                    told.result, told.message = row["result"], row.get("message", "")
-                    self._versions["instructions"] += 1
-                if told.episode:
-                    break
+            self._assign(row)
 
-    def _last_episode(self) -> int:
-        return max((told.episode for told in self._instructions), default=0)
+    def _assign(self, row: dict[str, Any]) -> None:
+        """Episode and result to the newest instruction; the ones before it were replaced."""
+        number, told = int(row.get("episode") or 0), next(reversed(self._instructions), None)
+        if number != self._episode:
+            self._episode, self._episode_s = number, self._clock()
+            if told is not None and told.episode == 0 and number:
+                told.episode = number
+                self._versions["instructions"] += 1
+        if told and number and told.episode == number and row.get("result") and not told.result:
+            told.result, told.message = row["result"], row.get("message", "")
+            self._versions["instructions"] += 1
 
     def hear_decision(self, row: dict[str, Any]) -> None:
         """A row of ~/decision."""
@@ -115,7 +119,15 @@ class DashboardState:
     def hear_instruction(self, text: str) -> None:
         """Somebody, here or elsewhere, told the robot where to go."""
         with self._lock:
-            self._instructions.append(Told(text, self._clock()))
+            before = next(reversed(self._instructions), None)
+            if before is not None and not before.result:
+                before.result = "REPLACED" if before.episode else "NOT TAKEN"
+            told = Told(text, self._clock())
+            self._instructions.append(told)
+            # Topics overtake each other: an episode that began just now is this instruction's.
+            taken = before is not None and before.episode == self._episode
+            if not taken and self._clock() - self._episode_s < OVERTAKING_S:
+                told.episode = self._episode
             self._versions["instructions"] += 1
 
     def hear_pose(self, pose: Pose, speed: tuple[float, float]) -> None:
