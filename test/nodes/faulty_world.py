@@ -105,8 +105,9 @@ class FaultyWorld:
 
     def stop_listening(self):
         """The robot's base goes away."""
-        for listener in self._listeners:
-            self.node.destroy_subscription(listener)
+        with self.ros.spinning:
+            for listener in self._listeners:
+                self.node.destroy_subscription(listener)
         self._listeners.clear()
 
     def navigator(self, policy, remaps=None, **parameters):

@@ -93,12 +93,15 @@ class Ros:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.nodes = []
         self.closing = False
+        self.spinning = threading.Lock()  # what is waited on must not be destroyed meanwhile
         self.thread = threading.Thread(target=self._spin, daemon=True)
         self.thread.start()
 
     def _spin(self):
         while not self.closing:
-            self.executor.spin_once(timeout_sec=0.05)
+            with self.spinning:
+                self.executor.spin_once(timeout_sec=0.02)
+            time.sleep(0.0001)  # a lock is not fair: let others have it
 
     def add(self, node):
         self.nodes.append(node)
@@ -128,11 +131,12 @@ class Ros:
 
     def remove(self, node):
         """Ends one node; the others live on."""
-        if isinstance(node, NavigatorNode):
-            node.shut_down()
-        self.nodes.remove(node)
-        self.executor.remove_node(node)
-        node.destroy_node()
+        with self.spinning:
+            if isinstance(node, NavigatorNode):
+                node.shut_down()
+            self.nodes.remove(node)
+            self.executor.remove_node(node)
+            node.destroy_node()
 
     def close(self):
         self.closing = True
