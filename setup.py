@@ -81,6 +81,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"nvila = {PACKAGE}.cli:main",
+            f"dashboard_node = {PACKAGE}.nodes.dashboard_node:main",
             f"navigator_node = {PACKAGE}.nodes.navigator_node:main",
             f"simulator_node = {PACKAGE}.nodes.simulator_node:main",
             f"habitat_node = {PACKAGE}.nodes.habitat_node:main",

@@ -2,6 +2,7 @@
 """Starts the navigator: ros2 launch nvila_ros navigate.launch.py image_topic:=/camera/image_raw."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -30,6 +31,8 @@ ARGUMENTS = (
     ("cmd_vel_topic", "cmd_vel", "Where velocities go; cmd_vel_nav beside Nav2"),
     ("instruction_topic", "instruction", "std_msgs/String: where to go"),
     ("emergency_stop_topic", "emergency_stop", "std_msgs/Bool: true stops until it is cleared"),
+    ("dashboard", "false", "Serve a page to see and steer by; its address is printed"),
+    ("dashboard_port", "8642", "Port of that page on 127.0.0.1; 0 takes a free one"),
 )
 # These become parameters; empty leaves the file's value.
 PARAMETERS = (
@@ -55,7 +58,9 @@ def start(context: LaunchContext) -> list[Node]:
     for name in ("use_sim_time", "autostart"):
         parameters[name] = yaml.safe_load(given(name))
     topics = ("image", "odom", "scan", "cmd_vel", "instruction", "emergency_stop")
+    watchers = [dashboard(given)] if yaml.safe_load(given("dashboard")) else []
     return [
+        *watchers,
         Node(
             package="nvila_ros",
             executable="navigator_node",
@@ -69,8 +74,26 @@ def start(context: LaunchContext) -> list[Node]:
             respawn_delay=2.0,
             output="screen",
             emulate_tty=True,
-        )
+        ),
     ]
+
+
+def dashboard(given: Callable[[str], str]) -> Node:
+    """The page's own process: when it ends, the navigator drives on."""
+    port = int(given("dashboard_port"))
+    parameters = {"port": port, "image_transport": given("image_transport") or "raw"}
+    topics = ("image", "odom", "instruction", "emergency_stop")
+    return Node(
+        package="nvila_ros",
+        executable="dashboard_node",
+        name="dashboard",
+        namespace=given("namespace"),
+        parameters=[parameters],
+        remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
+        additional_env=added_environment(os.environ),
+        output="screen",
+        emulate_tty=True,
+    )
 
 
 def generate_launch_description() -> LaunchDescription:

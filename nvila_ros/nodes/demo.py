@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -63,6 +64,10 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     console.print(
         f"apartment {episode.seed}, {episode.geodesic_m:.1f} m to the goal, "
         f"ROS domain {os.environ['ROS_DOMAIN_ID']}"
+    )
+    console.print(
+        f"watch it: ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
+        f"{Path(sys.executable).parent / 'nvila'} dashboard"
     )
     begin_s = time.monotonic()
     settings.output.mkdir(parents=True, exist_ok=True)

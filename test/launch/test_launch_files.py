@@ -115,3 +115,18 @@ def test_given_arguments_become_parameters_and_others_stay_the_files():
         "use_sim_time": False,
         "autostart": True,
     }
+
+
+@pytest.mark.parametrize("wanted, executables", [("false", 1), ("true", 2)])
+def test_the_dashboard_is_started_where_it_is_wanted(wanted, executables):
+    module = load("navigate")
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    context.launch_configurations.update(
+        {name: default for name, default, _ in (*module.ARGUMENTS, *module.PARAMETERS)},
+        dashboard=wanted,
+    )
+    nodes = module.start(context)
+    assert len(nodes) == executables
+    assert {"dashboard", "dashboard_port"} <= literal_arguments("navigate")
