@@ -43,7 +43,7 @@ ALLOWED = {
     "sim": {"errors"},
     "training": {"models", "kernels", "core", "sim"},
     "evaluation": {"models", "core", "sim"},
-    "recording": {"models", "core", "training"},
+    "recording": {"models", "core", "training", "ros"},
     "doctor": {"models", "core", "ros"},
     "dashboard": {"models", "core"},
     "cli": {"models", "core", "sim", "evaluation", "training", "nodes", "recording", "doctor", "ros"},
