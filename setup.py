@@ -75,6 +75,10 @@ setup(
         "browser-test": ["playwright"],
         # MCAP recordings where rosbag2 is missing: record, replay, train on them (30 MB).
         "record": ["mcap", "mcap-ros2-support"],
+        # The tower for other engines, and ONNX Runtime to run it on a CPU (110 MB).
+        "export": ["onnx", "onnxruntime"],
+        # Engines for GeForce and RTX cards, built without a GPU (240 MB).
+        "tensorrt-rtx": ["tensorrt-rtx-cu13; platform_machine == 'x86_64'"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
@@ -83,6 +87,7 @@ setup(
             f"nvila = {PACKAGE}.cli:main",
             f"dashboard_node = {PACKAGE}.nodes.dashboard_node:main",
             f"navigator_node = {PACKAGE}.nodes.navigator_node:main",
+            f"recorder_node = {PACKAGE}.nodes.recorder_node:main",
             f"simulator_node = {PACKAGE}.nodes.simulator_node:main",
             f"habitat_node = {PACKAGE}.nodes.habitat_node:main",
         ],

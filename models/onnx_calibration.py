@@ -38,11 +38,12 @@ def calibrate(model: Nvila, frames: Sequence[Tensor]) -> dict[str, float]:
         for number, layer in enumerate(layers)
         for name, linear in layer_linears(layer).items()
     }
+    place = model.vision_tower.vision_model.embeddings.position_embedding.weight
     samples = {name: _Sample(len(frames) * model.config.vision.grid_side**2) for name in linears}
     with _watching(linears, samples):
         for begin in range(0, len(frames), FRAMES_PER_PASS):
             pixels = torch.stack(list(frames[begin : begin + FRAMES_PER_PASS]))
-            model.vision_tower(pixels.to(model.device, model.dtype))
+            model.vision_tower(pixels.to(place.device, place.dtype))
     return {name: best_scale(samples[name].rows, _importance(linears[name])) for name in linears}
 
 

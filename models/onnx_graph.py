@@ -75,7 +75,8 @@ class OnnxGraph:
     def floats(self, name: str, tensor: Tensor) -> str:
         """A float weight in the graph's type; ExportError where it does not fit into it."""
         array = tensor.detach().float().cpu().numpy()
-        stored = array.astype(self._numpy_type)
+        with np.errstate(over="ignore"):  # told apart below, by name
+            stored = array.astype(self._numpy_type)
         if not np.isfinite(stored).all():
             raise ExportError(
                 f"{name} has values up to {np.abs(array).max():g} that {stored.dtype} cannot hold; "
@@ -172,6 +173,8 @@ class OnnxGraph:
                 f"cannot write {path}: {error.strerror or error}; it needs "
                 f"{num_bytes / 1e6:.0f} MB, free some or choose another --out"
             ) from error
+        if external:  # onnx makes it for its owner alone
+            (path.parent / weights_file).chmod(partial.stat().st_mode)
         partial.replace(path)
 
     def _biased(self, value: str, name: str, bias: Tensor | None) -> str:

@@ -81,9 +81,7 @@ def _embeddings(graph: OnnxGraph, model: Nvila, pixels: str) -> str:
 class _LayerWriter:
     """Writes layers of the tower one after the other."""
 
-    def __init__(
-        self, graph: OnnxGraph, num_heads: int, scales: ActivationScales | None
-    ) -> None:
+    def __init__(self, graph: OnnxGraph, num_heads: int, scales: ActivationScales | None) -> None:
         self._graph, self._num_heads, self._scales = graph, num_heads, scales
 
     def layer(self, hidden: str, layer: VisionLayer, name: str) -> str:
@@ -109,9 +107,7 @@ class _LayerWriter:
         stacked = graph.reshape(joined, [0, 0, 3, heads, head_width])
         stacked = graph.transpose(stacked, [2, 0, 3, 1, 4])
         query, key, value = (
-            graph.node(
-                "Gather", [stacked, graph.integers_scalar(f"index_{place}", place)], axis=0
-            )
+            graph.node("Gather", [stacked, graph.integers_scalar(f"index_{place}", place)], axis=0)
             for place in range(3)
         )
         query = graph.node("Mul", [query, graph.floats("head_scale", attention_scale(head_width))])
@@ -142,7 +138,7 @@ def _dense(linear: nn.Module) -> Tensor:
 
 
 def _projector(graph: OnnxGraph, model: Nvila, hidden: str) -> str:
-    """Folds blocks of patches into channels; norms, linears and GELUs as the checkpoint has them."""
+    """Blocks of patches into channels; norms, linears and GELUs as the checkpoint has them."""
     for index, module in enumerate(model.mm_projector.layers):
         name = f"projector.{index}"
         if isinstance(module, SpaceToChannel):

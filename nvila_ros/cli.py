@@ -25,8 +25,11 @@ from nvila_ros import (
     cli_dashboard,
     cli_data,
     cli_delta_loss,
+    cli_export,
     cli_merge,
     cli_quantize,
+    cli_record,
+    cli_report,
     cli_train,
     cli_vlnce,
 )
@@ -57,8 +60,12 @@ app = typer.Typer(
 )
 app.add_typer(cli_checkpoints.app)  # their commands stand beside these
 app.add_typer(cli_quantize.app)
+app.add_typer(cli_export.app)
 app.add_typer(cli_merge.app)
+app.add_typer(cli_report.app)
+app.add_typer(cli_record.app)
 cli_data.app.add_typer(cli_delta_loss.app)
+cli_data.app.add_typer(cli_record.data_app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_train.app)
 app.add_typer(cli_dashboard.app)
