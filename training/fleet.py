@@ -110,10 +110,12 @@ class Fleet:
         self._goal_of = {id(episode): index for index, episode in enumerate(found)}
         self.failed: list[Episode] = []
         self.episodes: list[Episode] = []
+        self.num_rounds = 0  # begun
+        self.active = np.zeros(0, bool)
         self.begin_round(settings)
 
     def begin_round(self, settings: FleetSettings) -> bool:
-        """Places robots at starts, failed episodes first; False where no episode is left.
+        """Places robots at starts, failed episodes first; False where no round or episode is left.
 
         They get at most half of the places. `settings` may change the drivers' shares.
         """
@@ -121,8 +123,12 @@ class Fleet:
         again, self.failed = self.failed[: settings.num_robots // 2], []
         fresh = settings.num_robots - len(again)
         self.episodes, self.waiting = again + self.waiting[:fresh], self.waiting[fresh:]
+        if self.num_rounds >= settings.num_rounds or not self.episodes:
+            self.episodes = []
+            return False
+        self.num_rounds += 1
         self._start(len(again))
-        return bool(self.episodes)
+        return True
 
     def _start(self, num_again: int) -> None:
         count = len(self.episodes)
