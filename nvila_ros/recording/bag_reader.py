@@ -153,7 +153,8 @@ def _choose(types: dict[str, str], wanted: BagTopics, path: Path) -> dict[str, s
         found[role] = [
             topic for topic, name in types.items() if name == _STRING and topic.endswith(role)
         ]
-    listing = ", ".join(f"{topic} ({name})" for topic, name in sorted(types.items())) or "nothing"
+    listing = ", ".join(f"{topic} ({name})" for topic, name in sorted(types.items()))
+    listing = listing or "nothing that can be read: it is empty or was cut at its beginning"
     chosen = {}
     for role, candidates in found.items():
         given = getattr(wanted, role)
