@@ -25,6 +25,7 @@ from nvila_ros import (
     cli_dashboard,
     cli_data,
     cli_delta_loss,
+    cli_doctor,
     cli_export,
     cli_merge,
     cli_quantize,
@@ -64,6 +65,7 @@ app.add_typer(cli_export.app)
 app.add_typer(cli_merge.app)
 app.add_typer(cli_report.app)
 app.add_typer(cli_record.app)
+app.add_typer(cli_doctor.app)
 cli_data.app.add_typer(cli_delta_loss.app)
 cli_data.app.add_typer(cli_record.data_app)
 app.add_typer(cli_data.app, name="data")
