@@ -45,6 +45,8 @@ from nvila_ros.cli_options import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    VisionBackendName,
+    VisionBackendOption,
     print_json,
 )
 from nvila_ros.cli_scale import GpusOption, RayOption, episode_evaluator
@@ -139,6 +141,7 @@ def simulate(
     model: ModelOption = NANO_FOLDER,
     device: DeviceOption = "cpu",
     backend: BackendOption = BackendName.auto,
+    vision_backend: VisionBackendOption = VisionBackendName.auto,
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Decide in the mirror too: twice the time.")
     ] = False,
@@ -168,6 +171,7 @@ def simulate(
         model_path=model if policy is DriverName.model else None,
         device=device,
         backend=backend.value,
+        vision_backend=vision_backend.value,
         control=control.value,
         mirrors=mirror,
         config=EvaluationConfig(max_decisions=max_decisions),

@@ -64,15 +64,22 @@ class NavigationPolicy:
         history: HistoryConfig | None = None,
         *,
         backend: str = "auto",
+        vision_backend: str = "auto",
         quantizes: bool = False,
     ) -> NavigationPolicy:
         """Reads a checkpoint folder; CheckpointError names what is missing.
 
-        `backend` and `quantizes` are `load_engine`'s; ConfigError where they cannot be had.
+        Backends and `quantizes` are `load_engine`'s; ConfigError where they cannot be had.
         """
         num_frames = None if history is None else history.num_frames
         engine, tokenizer = load_engine(
-            folder, device, dtype, backend=backend, num_frames=num_frames, quantizes=quantizes
+            folder,
+            device,
+            dtype,
+            backend=backend,
+            vision_backend=vision_backend,
+            num_frames=num_frames,
+            quantizes=quantizes,
         )
         return cls(engine, tokenizer, history)
 

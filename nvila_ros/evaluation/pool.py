@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import threading
@@ -28,6 +29,7 @@ class EvaluationJob:
     model_path: Path | None = None
     device: str = "cpu"
     backend: str = "auto"
+    vision_backend: str = "auto"
     control: Control = "none"
     mirrors: bool = False  # the model also decides in the mirror, see mirrored_policy.py
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -118,13 +120,19 @@ def _make_driver(job: EvaluationJob) -> Driver:
     from nvila_ros.policy import NavigationPolicy
 
     assert job.model_path is not None  # checked when the job was made
-    policy = NavigationPolicy.load(job.model_path, job.device, backend=job.backend)
+    load = functools.partial(
+        NavigationPolicy.load,
+        job.model_path,
+        job.device,
+        backend=job.backend,
+        vision_backend=job.vision_backend,
+    )
+    policy = load()
     if not job.mirrors:
         return ModelDriver(policy)
     from nvila_ros.mirrored_policy import MirroredPolicy
 
-    twin = NavigationPolicy.load(job.model_path, job.device, backend=job.backend)
-    return ModelDriver(MirroredPolicy(policy, twin))
+    return ModelDriver(MirroredPolicy(policy, load()))
 
 
 def _reported(rollout: Rollout, on_result: Callable[[Rollout], None]) -> Rollout:
