@@ -45,7 +45,10 @@ def import_library(name: str) -> Any:
 def gpu_name(device: torch.device | None = None) -> str:
     """sm89 and the like; a ConfigError without a GPU."""
     if not torch.cuda.is_available():
-        raise ConfigError("a TensorRT engine needs a CUDA GPU and there is none; use onnxruntime")
+        raise ConfigError(
+            "there is no CUDA GPU here, which a TensorRT engine runs on; to build for another "
+            "machine name its card, such as --engine tensorrt-rtx --gpu sm89"
+        )
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm{major}{minor}"
 
@@ -97,15 +100,17 @@ def build_engine(library: str, graph: Path, gpus: Sequence[str], frames: Sequenc
     profile.set_shape(INPUT, *((count, *rest) for count in (least, most, most)))
     config.add_optimization_profile(profile)
     cache_path = cache_folder().parent / "tensorrt" / f"{library}_{trt.__version__}.timing"
-    cache = config.create_timing_cache(cache_path.read_bytes() if cache_path.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=True)
+    if library == PLAIN:  # RTX tunes when the engine is first run, not here
+        kept = cache_path.read_bytes() if cache_path.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(kept), ignore_mismatch=True)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ExportError(
             f"{library} {trt.__version__} could not build {graph.name} for {', '.join(gpus)}; "
             "its messages stand in the log"
         )
-    _keep(cache_path, config.get_timing_cache())
+    if library == PLAIN:
+        _keep(cache_path, config.get_timing_cache())
     return bytes(engine)
 
 

@@ -80,7 +80,7 @@ def test_cards_that_are_not_built_for_are_refused():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_current_card_needs_a_card():
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="name its card"):
         check_gpus(RTX, ["current"])
 
 
