@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEED ?=
 INSTRUCTION ?=
+DASHBOARD ?=
 export MUJOCO_GL ?= egl
 
 .PHONY: setup demo test train-smoke lint format bench bench-gpu bench-train bench-load clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/"
+	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=1 to watch in a browser"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
@@ -22,7 +23,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup
-	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))')
+	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(DASHBOARD),--dashboard)
 
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -113,6 +113,9 @@ def demo(
     model: ModelOption = NANO_FOLDER,
     output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
     timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 100.0,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve a page to watch by; prints its address.")
+    ] = False,
     require_success: RequireOption = False,
 ) -> None:
     """Drive one episode through real ROS 2 topics: simulator and navigator are two processes."""
@@ -124,6 +127,7 @@ def demo(
         model_path=model,
         output=output,
         timeout_s=timeout_s,
+        dashboard=dashboard,
     )
     result = run_demo(settings)
     if require_success and not result["success"]:
