@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -97,8 +98,12 @@ def _run_workers(endpoint: str, workers: int) -> None:
         raise ConfigError(f"workers ended with {codes}; run the same command again to go on")
 
 
-def _finite(content: object) -> object:
-    """JSON knows no nan: null."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    return None if isinstance(content, float) and content != content else content
+def _finite(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither nan nor infinity: null."""
+    made: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            made[key] = _finite(value)
+        else:
+            made[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return made

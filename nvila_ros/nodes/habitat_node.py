@@ -145,7 +145,7 @@ class HabitatNode(SafeNode):
         self._steps_per_image = max(1, round(1 / (settings.camera_rate_hz * settings.step_s)))
         self._num_steps = 0
         publish = self.create_publisher
-        self._clock = publish(Clock, "/clock", SENSOR_QOS)
+        self._clock_publisher = publish(Clock, "/clock", SENSOR_QOS)
         self._image = publish(Image, "image", SENSOR_QOS)
         self._info = publish(CameraInfo, "camera_info", SENSOR_QOS)
         self._odometry = publish(Odometry, "odom", SENSOR_QOS)
@@ -179,7 +179,7 @@ class HabitatNode(SafeNode):
         self._num_steps += 1
         stamp = Time(sec=self._time_ns // 10**9, nanosec=self._time_ns % 10**9)
         motion = self.robot.step(time.monotonic())
-        self._clock.publish(Clock(clock=stamp))
+        self._clock_publisher.publish(Clock(clock=stamp))
         self._odometry.publish(self._odometry_message(motion, stamp))
         self._collision.publish(Bool(data=motion.collided))
         if self._num_steps % self._steps_per_image == 0:

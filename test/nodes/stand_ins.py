@@ -34,7 +34,7 @@ from nvila_ros.ros_main import COMMAND_QOS, EVENT_QOS, SENSOR_QOS, STATE_QOS
 os.environ.update(added_environment(os.environ))
 # Domains 1 to 100 are free of clashes with ephemeral ports; processes start at different ones.
 _DOMAINS = itertools.count(os.getpid() * 7)
-DEADLINE_S = 20.0
+DEADLINE_S = 45.0  # a loaded machine starts a process in half a minute
 TRANSITIONS = {
     "configure": Transition.TRANSITION_CONFIGURE,
     "activate": Transition.TRANSITION_ACTIVATE,
