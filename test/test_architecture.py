@@ -17,6 +17,7 @@ CORE = {
     "errors",
     "history",
     "history_strip",
+    "mirrored_policy",
     "navigator",
     "motion",
     "navigator_config",
