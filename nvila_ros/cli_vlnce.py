@@ -48,6 +48,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a server.")] = 1,
     shard: Annotated[int, typer.Option(min=0, help="Which part this process drives.")] = 0,
     num_shards: Annotated[int, typer.Option(min=1, help="Of so many parts.")] = 1,
+    report: Annotated[Path | None, typer.Option(help="Folder for one HTML page.")] = None,
 ) -> None:
     """Drive VLN-CE's episodes in discrete steps and write the papers' metrics; resumable."""
     from nvila_ros.evaluation.vlnce_episodes import load_vlnce
@@ -74,7 +75,13 @@ def evaluate(
                 f"{name}: SR {m.sr:.0f} SPL {m.spl:.2f} NE {m.ne:.2f}", file=sys.stderr
             ),
         )
-    print_json(_finite(write_summary(episodes, output)))
+    summary = write_summary(episodes, output)
+    if report is not None:
+        from nvila_ros.evaluation.html_report_vlnce import write_vlnce_report
+
+        facts = {"title": f"{dataset.value} {split}", "model": str(model), "device": device}
+        sys.stderr.write(f"report: {write_vlnce_report(report, facts, episodes, output)}\n")
+    print_json(_finite(summary))
 
 
 def _run_workers(endpoint: str, workers: int) -> None:
@@ -83,7 +90,8 @@ def _run_workers(endpoint: str, workers: int) -> None:
     if not port.isdigit():
         raise ConfigError(f"the endpoint is {endpoint!r}, expected a port at its end")
     arguments = sys.argv[1:]
-    for name in ("--workers", "--endpoint"):
+    for name in ("--workers", "--endpoint", "--report"):
+        arguments = [text for text in arguments if not text.startswith(f"{name}=")]
         while name in arguments:
             position = arguments.index(name)
             del arguments[position : position + 2]

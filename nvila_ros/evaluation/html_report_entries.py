@@ -33,7 +33,7 @@ class DecisionEntry:
     """One decision."""
 
     index: int  # of ACTIONS
-    confidence: float
+    confidence: float | None  # probability of the choice; None where it was not kept
     probabilities: tuple[float, ...] = ()  # of all ten, or empty
     latency_s: float | None = None
     place: int | None = None  # row of the driven path
@@ -132,7 +132,7 @@ def payload(entry: EpisodeEntry, num_pictures: int, radius_m: float) -> Json:
         rows.append(
             [
                 decision.index,
-                round(decision.confidence, 3),
+                None if decision.confidence is None else round(decision.confidence, 3),
                 [round(100 * share) for share in decision.probabilities],
                 None if decision.latency_s is None else round(1e3 * decision.latency_s, 1),
                 decision.place,
@@ -160,7 +160,8 @@ def key_decisions(decisions: Sequence[DecisionEntry], count: int) -> set[int]:
     if total <= max(count, MIN_PICTURES):
         return set(range(total))
     chosen = {0, total - 1}
-    by_doubt = sorted(range(total), key=lambda number: decisions[number].confidence)
+    sure = [1.0 if decision.confidence is None else decision.confidence for decision in decisions]
+    by_doubt = sorted(range(total), key=sure.__getitem__)
     for number in by_doubt:
         if len(chosen) >= max(MIN_PICTURES, count // 2):
             break

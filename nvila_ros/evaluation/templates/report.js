@@ -114,7 +114,7 @@ function decisionTable(run, marker) {
     row.append(element("td", {}, constants.actions[index]));
     const cell = row.insertCell();
     if (shares.length) cell.append(tenBars(shares, index));
-    row.append(element("td", {}, `${Math.round(100 * confidence)} %`));
+    row.append(element("td", {}, confidence === null ? "" : `${Math.round(100 * confidence)} %`));
     row.append(element("td", { class: "small" }, latency_ms === null ? "" : latency_ms.toFixed(0)));
     if (place === null) return;
     row.addEventListener("mouseenter", () => {
