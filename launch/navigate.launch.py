@@ -39,6 +39,7 @@ PARAMETERS = (
     ("model_path", "", "Checkpoint folder; empty is the file's, by default the shipped model"),
     ("device", "", "Torch device of the model: cpu, cuda, auto"),
     ("backend", "", "kernels is the fast path of a CUDA GPU, torch the plain one, auto picks"),
+    ("vision_backend", "", "The tower: auto, or an exported one: onnxruntime, tensorrt"),
     ("executor", "", "primitives (our own on cmd_vel) or nav2 (its behaviour server)"),
     ("execute", "", "false decides and reports but never moves the robot"),
     ("image_transport", "", "raw or compressed"),
