@@ -52,11 +52,16 @@ class WithVision:
         return getattr(self._engine, name)
 
 
-def with_vision_backend(engine: Any, folder: Path | str, backend: str) -> Any:
+def with_vision_backend(
+    engine: Any,
+    folder: Path | str,
+    backend: str,
+    on_notice: Callable[[str], None] = _log.warning,
+) -> Any:
     """The engine, or the engine with an exported tower in place of its own.
 
     `auto` takes the fastest of what lies in `<folder>/vision_engine/` and the engine's own tower,
-    measured once per device and checkpoint; what cannot be used is named in a warning and left.
+    measured once per device and checkpoint; what cannot be used is told to `on_notice` and left.
     Any other name must be usable: an NvilaError says why it is not.
     """
     if backend not in VISION_BACKENDS:
@@ -79,7 +84,7 @@ def with_vision_backend(engine: Any, folder: Path | str, backend: str) -> Any:
         try:
             candidates[name] = _open(name, folder, engine.device)
         except NvilaError as error:
-            _log.warning("vision backend %s is not used: %s", name, error)
+            on_notice(f"vision backend {name} is not used: {error}")
     if not candidates:
         return engine
     chosen = fastest(engine, candidates, folder)

@@ -141,6 +141,10 @@ class DecisionWorker:
         measure = getattr(self._policy, "memory_bytes", None)
         return int(measure()) if measure is not None else 0
 
+    def notices(self) -> tuple[str, ...]:
+        """What the model did not use at loading, and why."""
+        return getattr(self._policy, "notices", ())
+
     def _kill(self) -> None:
         kill = getattr(self._policy, "kill", None)
         if kill is not None:

@@ -37,7 +37,7 @@ class PolicyServer:
     def _load(self, arguments: dict[str, Any]) -> Any:
         self._connection.send(("progress", f"reading {arguments['folder']}"))
         self._policy = NavigationPolicy.load(**arguments)
-        return self._policy.special_tokens, _memory_bytes()
+        return self._policy.special_tokens, _memory_bytes(), self._policy.notices
 
     def _decide(self) -> Any:
         problem, self._problem = self._problem, None

@@ -24,6 +24,7 @@ from nvila_ros.models.export_language import export_language
 from nvila_ros.models.fingerprint import vision_fingerprint
 from nvila_ros.models.runtime_backend import load_engine
 from nvila_ros.models.vision_engine import WithVision
+from nvila_ros.policy import NavigationPolicy
 
 NANO_FOLDER = Path(models.__file__).parent / "nano"
 EXPECTED = {
@@ -112,9 +113,11 @@ def test_auto_says_what_it_cannot_use_and_goes_on(exported, tmp_path, caplog):
     graph = folder / FOLDER / "vision_fp32.onnx"
     graph.write_bytes(graph.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
-        engine, _ = load_engine(folder, vision_backend="auto")
-    assert not isinstance(engine, WithVision)
-    assert "onnxruntime is not used" in caplog.text and "nvila export" in caplog.text
+        policy = NavigationPolicy.load(folder)
+    (notice,) = policy.notices
+    assert "onnxruntime is not used" in notice and "nvila export" in notice
+    assert notice in caplog.text
+    assert policy.notices != NavigationPolicy.load(NANO_FOLDER).notices == ()
     with pytest.raises(ExportError, match="cannot use"):
         load_engine(folder, vision_backend="onnxruntime")
 
