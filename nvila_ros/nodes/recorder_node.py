@@ -26,6 +26,7 @@ from nvila_ros.settings import check_settings, setting
 LOOK_PERIOD_S = 0.25  # for topics that have appeared
 FLUSH_PERIOD_S = 1.0
 QUEUE = 50
+EARLY_SHARE = 0.25  # of the period between images: cameras are not punctual
 _IMAGE, _COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _STRING = "std_msgs/msg/String"
 # Relative names, so that remapping and namespaces hold here as in the navigator.
@@ -65,7 +66,7 @@ class RecorderNode(SafeNode):
         self._waiting = {*TOPICS, *filter(None, extra), *(["scan"] if self.settings.scan else [])}
         self._image_topic = self.resolve_topic_name("image")
         self._hears_images = False
-        self._last_image_s = -1e9
+        self._image_due_s = 0.0
         self._refused: set[str] = set()
         if self.settings.instruction:
             text = serialize_message(String(data=self.settings.instruction))
@@ -148,12 +149,13 @@ class RecorderNode(SafeNode):
         self._write(self._image_topic + "/compressed", _COMPRESSED, serialize_message(small))
 
     def _too_soon(self) -> bool:
+        """Keeps the mean rate: a slightly early image is taken, the next one is due later."""
         if self.settings.max_image_rate_hz <= 0.0:
             return False
-        now_s = time.monotonic()
-        if now_s - self._last_image_s < 1.0 / self.settings.max_image_rate_hz:
+        now_s, period_s = time.monotonic(), 1.0 / self.settings.max_image_rate_hz
+        if now_s < self._image_due_s - EARLY_SHARE * period_s:
             return True
-        self._last_image_s = now_s
+        self._image_due_s = max(self._image_due_s + period_s, now_s)
         return False
 
     def _write(self, topic: str, datatype: str, content: bytes) -> None:
