@@ -169,6 +169,7 @@ class Robot:
         self.num_commands = 0
         self.last_moving_s = -math.inf
         self.state, self.decisions, self.primitives = {}, [], []
+        self.insisted = None  # the episode after which it was told once more
         self.images = self.odometry = self.odometry_stamps = True
         self.image = None  # one to publish for ever, else a new noisy one each time
         self.time_shift_s = 0.0  # of the images' stamps
@@ -234,7 +235,18 @@ class Robot:
         return self.command is not None and self.command != (0.0, 0.0)
 
     def wait_until_moving(self):
-        wait_for(self.is_moving, f"a robot that moves, state {self.state}")
+        def moves():
+            self.insist()
+            return self.is_moving()
+
+        wait_for(moves, f"a robot that moves, state {self.state}")
+
+    def insist(self):
+        """A network of random weights may begin with STOP: then it is told once more."""
+        episode = self.state.get("episode")
+        if self.state.get("result") == "SUCCEEDED" and episode != self.insisted:
+            self.insisted = episode
+            self.instruct("Go through the red door.")
 
     def wait_for_state(self, phase, word=""):
         wait_for(
