@@ -63,8 +63,8 @@ class DecisionPart:
             return
         self._sentence.set_text(_words(row["sentence"]))
         self._about.set_text(
-            f"decision {row['step'] + 1} of episode {row['episode']}: {row['confidence']:.0%} sure, "
-            f"{1e3 * row['latency_s']:.0f} ms, {row['num_encoded_frames']} new frames encoded"
+            f"decision {row['step'] + 1} of episode {row['episode']}: {row['confidence']:.0%} "
+            f"sure, {1e3 * row['latency_s']:.0f} ms, {row['num_encoded_frames']} new frames encoded"
         )
         values = [*row["probabilities"], *(0.0 for _ in self._bars)]
         for number, ((bar, label), value) in enumerate(zip(self._bars, values)):  # noqa: B905

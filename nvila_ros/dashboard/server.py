@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-import socket
+import contextlib
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 from nvila_ros.dashboard.access import TokenGate
@@ -63,10 +65,17 @@ def make_app(state: DashboardState, commands: Commands, token: str, port: int) -
 
 
 def make_server(app: Any) -> Any:
-    """A uvicorn.Server; `run(sockets=[...])` serves until a signal or `should_exit`."""
+    """A uvicorn.Server; `run(sockets=[...])` serves until `should_exit`. It hears no signals."""
     import uvicorn
 
-    return uvicorn.Server(
+    class QuietServer(uvicorn.Server):
+        """Without uvicorn's own handlers, which cut the end short at a second Ctrl-C."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return QuietServer(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -79,6 +88,11 @@ def make_server(app: Any) -> Any:
     )
 
 
-def serve(app: Any, listening: socket.socket) -> None:
-    """Blocks until Ctrl-C or SIGTERM."""
-    make_server(app).run(sockets=[listening])
+def end_on_signals(server: Any) -> None:
+    """Ctrl-C and SIGTERM end it; a launch file sends one after the terminal did."""
+
+    def end(_number: int, _frame: Any) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)

@@ -31,7 +31,7 @@ from std_srvs.srv import Trigger
 from nvila_ros import ros_images, ros_parameters
 from nvila_ros.dashboard.access import bind, checked_token, page_url
 from nvila_ros.dashboard.commands import Answer
-from nvila_ros.dashboard.server import make_app, serve
+from nvila_ros.dashboard.server import end_on_signals, make_app, make_server
 from nvila_ros.dashboard.state import DashboardState, Health
 from nvila_ros.errors import NvilaError
 from nvila_ros.nodes.dashboard_settings import TOKEN_VARIABLE, DashboardConfig
@@ -227,7 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         listening = bind(settings.host, settings.port)
         port = listening.getsockname()[1]
-        app = make_app(node.state, node, token, port)
+        server = make_server(make_app(node.state, node, token, port))
+        end_on_signals(server)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         ended = threading.Event()
@@ -235,9 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         thread.start()
         print(f"dashboard: {page_url(settings.host, port, token)}", flush=True)
         try:
-            serve(app, listening)
-        except KeyboardInterrupt:
-            pass
+            server.run(sockets=[listening])
         finally:
             ended.set()
             thread.join(2.0)

@@ -2,6 +2,8 @@
 """The dashboard's ROS side beside a real navigator node: hears everything, disturbs nothing."""
 
 import json
+import signal
+import time
 
 import pytest
 
@@ -19,8 +21,13 @@ pytestmark = pytest.mark.ros
 
 
 @pytest.fixture
-def dashboard(ros):
-    return ros.add(DashboardNode(context=ros.context, namespace=ros.namespace))
+def add_dashboard(ros):
+    return lambda: ros.add(DashboardNode(context=ros.context, namespace=ros.namespace))
+
+
+@pytest.fixture
+def dashboard(add_dashboard):
+    return add_dashboard()
 
 
 @pytest.fixture
@@ -49,8 +56,10 @@ def test_it_hears_the_navigator_from_instruction_to_result(
     waiting(lambda: state.instructions()[0].result == "CANCELED", "the instruction's result")
 
 
-def test_the_emergency_stop_stops_and_is_cleared(ros, driving, dashboard, state, waiting):
+def test_the_emergency_stop_stops_and_is_cleared(driving, add_dashboard, waiting):
     with driving() as robot:
+        dashboard = add_dashboard()
+        state = dashboard.state
         waiting(lambda: state.status.get("state") == "moving", "the state")
         waiting(lambda: dashboard._emergency.get_subscription_count() > 1, "the navigator's ears")
         dashboard.emergency_stop()
@@ -62,18 +71,24 @@ def test_the_emergency_stop_stops_and_is_cleared(ros, driving, dashboard, state,
 
 
 def test_a_cleared_stop_does_not_come_back_with_a_new_navigator(
-    ros, driving, policy, dashboard, state, waiting
+    ros, driving, policy, add_dashboard, waiting
 ):
     with driving() as robot:
-        waiting(lambda: dashboard._emergency.get_subscription_count() > 1, "the navigator's ears")
+        dashboard = add_dashboard()
+        ears = dashboard._emergency.get_subscription_count
+        waiting(lambda: ears() > 1, "the navigator's ears")
         dashboard.emergency_stop()
         robot.wait_for_state("emergency_stop")
-        dashboard.call("navigator/clear_emergency_stop").result(timeout=10.0)
+        assert dashboard.call("navigator/clear_emergency_stop").result(timeout=10.0).success
         robot.wait_for_state("idle")
         ros.remove(next(node for node in ros.nodes if node.get_name() == "navigator"))
+        waiting(lambda: ears() == 0, "silence of the old navigator")
+        robot.state = {}
         ros.navigator(policy)
         robot.wait_for_state("idle")
-        robot.instruct("Go on.")
+        waiting(lambda: ears() > 1, "the new navigator's ears")
+        waiting(lambda: dashboard._instruction.get_subscription_count() > 1, "its other ear")
+        dashboard.instruct("Go on.")
         robot.wait_until_moving()
 
 
@@ -138,3 +153,16 @@ def test_what_it_refuses_is_said(monkeypatch, capsys, arguments, words):
     monkeypatch.delenv("NVILA_DASHBOARD_TOKEN", raising=False)
     assert main(["--ros-args", *arguments]) == 3
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_quietly_even_when_they_come_twice(ros, start_node, name):
+    pytest.importorskip("nicegui", reason="no NiceGUI here: pip install 'nvila_ros[dashboard]'")
+    process = start_node(ros, "dashboard", "-p", "port:=0")
+    line = process.stdout.readline()
+    assert line.startswith("dashboard: http://127.0.0.1:"), line + process.stdout.read()
+    process.send_signal(name)
+    time.sleep(0.05)
+    process.send_signal(name)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0 and output == ""
