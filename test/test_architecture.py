@@ -47,7 +47,17 @@ ALLOWED = {
     "recording": {"models", "core", "training", "ros"},
     "doctor": {"models", "core", "ros"},
     "dashboard": {"models", "core"},
-    "cli": {"models", "core", "sim", "evaluation", "training", "nodes", "recording", "doctor", "ros"},
+    "cli": {
+        "models",
+        "core",
+        "sim",
+        "evaluation",
+        "training",
+        "nodes",
+        "recording",
+        "doctor",
+        "ros",
+    },
     "ros": {"core"},
     "nodes": {"core", "models", "sim", "ros", "evaluation", "recording", "dashboard"},
 }
