@@ -75,6 +75,8 @@ setup(
         "browser-test": ["playwright"],
         # MCAP recordings where rosbag2 is missing: record, replay, train on them (30 MB).
         "record": ["mcap", "mcap-ros2-support"],
+        # The bridge to a Habitat server.
+        "habitat": ["pyzmq"],
         # The tower for other engines, and ONNX Runtime to run it on a CPU (110 MB).
         "export": ["onnx", "onnxruntime"],
         # Engines for GeForce and RTX cards, built without a GPU (240 MB).
