@@ -36,7 +36,7 @@ def memory_mb(process_ids: list[int]) -> float:
     return total_kb / 1024
 
 
-def soak(minutes: float, seed: int) -> dict[str, Any]:
+def soak(minutes: float, seed: int, *, judges_lateness: bool = True) -> dict[str, Any]:
     """Drives until the time is over."""
     begin_s, memory = time.monotonic(), []
     with (
@@ -70,7 +70,8 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         "num_late_commands": late,
         "worst_interval_s": round(max(heard.intervals_s), 3),
         "waiting_share_mean": round(float(np.mean(heard.waiting_shares)), 4),
-        "passed": growth_mb <= MAX_GROWTH_MB and late_share <= MAX_LATE_SHARE,
+        "passed": growth_mb <= MAX_GROWTH_MB
+        and (late_share <= MAX_LATE_SHARE or not judges_lateness),
     }
 
 
@@ -78,7 +79,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=900_000)
+    parser.add_argument(
+        "--shared-machine", action="store_true", help="late commands are told, not judged"
+    )
     given = parser.parse_args()
-    outcome = soak(given.minutes, given.seed)
+    outcome = soak(given.minutes, given.seed, judges_lateness=not given.shared_machine)
     print(json.dumps(outcome, indent=2))
     sys.exit(0 if outcome["passed"] else 1)
