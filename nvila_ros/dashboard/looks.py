@@ -20,7 +20,8 @@ CSS = """
 .nicegui-content { padding: 0; display: block; }
 .top { padding: 8px 16px; align-items: center; gap: 12px; background: #1d2430; flex-wrap: nowrap; }
 .brand { font-weight: 700; font-size: 1.2rem; }
-.result { font-size: 0.9rem; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.result { font-size: 0.9rem; min-width: 0; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
 .stop { font-weight: 700; flex: none; }
 .silence { background: #a55400; color: white; padding: 6px 16px; }
 .board { display: grid; gap: 12px; padding: 12px; grid-template-columns: minmax(0, 1fr); }

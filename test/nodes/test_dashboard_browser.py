@@ -129,8 +129,9 @@ def test_somebody_types_where_to_go_and_the_robot_arrives(running, page, browser
     assert math.dist(truth.place, truth.episode["goal"]) < 1.0
     wait_for_text(page, "sentence", "stop")
     for name in ("camera", "strip"):
-        picture = page.locator(f"[data-test={name}] img")
-        assert picture.evaluate("image => image.complete && image.naturalWidth") > 100
+        page.wait_for_function(
+            f"document.querySelector('[data-test={name}] img').naturalWidth > 100"
+        )
     phone = open_page(dashboard, browser, 390, 844)
     wait_for_text(phone, "result", "SUCCEEDED")
     phone.wait_for_function("document.documentElement.scrollWidth <= 390")  # once it has settled
