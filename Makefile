@@ -6,7 +6,7 @@ INSTRUCTION ?=
 DASHBOARD ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test train-smoke lint format bench bench-gpu bench-train bench-load clean
+.PHONY: setup demo test train-smoke lint format docs bench bench-gpu bench-train bench-load clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+	@echo "make docs                                  the documentation site into site/; a broken link is an error"
 	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
@@ -39,6 +40,11 @@ lint: setup
 format: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: setup
+	@$(BIN)/python -c "import material, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 bench: setup
 	@$(BIN)/python test/bench/run.py

@@ -81,6 +81,8 @@ setup(
         "export": ["onnx", "onnxruntime"],
         # Engines for GeForce and RTX cards, built without a GPU (240 MB).
         "tensorrt-rtx": ["tensorrt-rtx-cu13; platform_machine == 'x86_64'"],
+        # The documentation site, `make docs` (145 MB); its packages need Python 3.11.
+        "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
