@@ -72,8 +72,7 @@ def soak(minutes: float, seed: int, *, judges_lateness: bool = True) -> dict[str
         "num_late_commands": late,
         "worst_interval_s": round(max(heard.intervals_s), 3),
         "waiting_share_mean": round(float(np.mean(heard.waiting_shares)), 4),
-        "passed": growth_mb <= allowed_mb
-        and (late_share <= MAX_LATE_SHARE or not judges_lateness),
+        "passed": growth_mb <= allowed_mb and (late_share <= MAX_LATE_SHARE or not judges_lateness),
     }
 
 
