@@ -44,7 +44,7 @@ format: setup
 docs: setup
 	@$(BIN)/python -c "import material, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
 
 bench: setup
 	@$(BIN)/python test/bench/run.py
