@@ -43,7 +43,7 @@ format: setup
 
 docs: setup
 	@$(BIN)/python -c "import material, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt --editable '.[docs]'
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet no warning would count
 	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
 
 bench: setup
@@ -63,4 +63,4 @@ bench-train: setup
 	@$(BIN)/python test/bench/gpu/bench_train.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv build install log demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build install log demo site .pytest_cache .ruff_cache .mypy_cache
