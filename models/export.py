@@ -17,13 +17,12 @@ from nvila_ros.models import tensorrt_engine
 from nvila_ros.models.engine_file import write_engine
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.onnx_runtime import FINGERPRINT, PRECISION, OnnxVision
-from nvila_ros.models.onnx_vision import ActivationScales, vision_graph
+from nvila_ros.models.onnx_vision import Roundings, vision_graph
 from nvila_ros.models.weights import open_checkpoint
 
 VISION_PARTS = ("vision_tower", "mm_projector")
 PRECISIONS = ("fp32", "fp16", "int8")
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
-NO_SCALES: ActivationScales = {}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def export_onnx(
     precision: str,
     float_type: str,
     frames: Sequence[int],
-    scales: ActivationScales | None = None,
+    scales: Roundings | None = None,
 ) -> Exported:
     """Writes and checks one graph; its metadata say what it was made from and how to feed it.
 

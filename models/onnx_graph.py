@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def import_onnx() -> Any:
             "exporting needs the package onnx; pip install 'nvila_ros[export]'"
         ) from None
     return onnx
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Activations x in int8: x is about scale * code + middle, |code| at most 128."""
+
+    scale: float
+    middle: float = 0.0
 
 
 class OnnxGraph:
@@ -116,14 +125,21 @@ class OnnxGraph:
         name: str,
         weight: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        activation_scale: float,
+        rounding: Rounding,
     ) -> str:
-        """The same in int8: codes (N, K) with a scale per output (N,), one scale for activations.
+        """The same in int8: codes (N, K) with a scale per output (N,), one rounding of activations.
 
         Written as the explicit Q/DQ pairs that ONNX Runtime and TensorRT turn into one product.
+        TensorRT refuses zero points, so the middle is taken off before and its product, which does
+        not depend on the activations, put into the bias.
         """
         codes, scales = weight
-        step = self.floats(f"{name}.activation_scale", torch.tensor(activation_scale))
+        if rounding.middle:
+            middle = self.floats(f"{name}.activation_middle", torch.tensor(rounding.middle))
+            value = self.node("Sub", [value, middle])
+            constant = rounding.middle * scales.double() * codes.double().sum(1)
+            bias = constant.float() if bias is None else (bias.double() + constant).float()
+        step = self.floats(f"{name}.activation_scale", torch.tensor(rounding.scale))
         zero = self.codes("zero", torch.tensor(0))
         quantized = self.node("QuantizeLinear", [value, step, zero])
         rounded = self.node("DequantizeLinear", [quantized, step, zero])

@@ -14,7 +14,7 @@ from nvila_ros.kernels.w8a8 import W8A8Linear
 from nvila_ros.models import weights
 from nvila_ros.models.export import export_onnx, load_vision, relative_error
 from nvila_ros.models.fingerprint import vision_fingerprint
-from nvila_ros.models.onnx_calibration import best_scale, calibrate
+from nvila_ros.models.onnx_calibration import best_rounding, calibrate
 from nvila_ros.models.onnx_graph import OPSET
 from nvila_ros.models.onnx_runtime import OnnxVision
 
@@ -170,8 +170,15 @@ def test_scales_give_up_outliers_that_cost_more_than_they_carry():
     rows = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
     rows[0, 0] = 60.0
     heavy = torch.tensor([1e-4, *[1.0] * 7])
-    assert best_scale(rows, heavy) < 0.5 * 60.0 / 127
-    assert best_scale(rows, torch.tensor([1e4, *[1e-4] * 7])) == pytest.approx(60.0 / 127)
+    assert best_rounding(rows, heavy).scale < 0.5 * 60.0 / 127
+    assert best_rounding(rows, torch.tensor([1e4, *[1e-4] * 7])).scale * 127 > 30.0
+
+
+def test_values_to_one_side_of_zero_use_all_codes():
+    rows = torch.nn.functional.gelu(torch.randn(512, 8, generator=torch.Generator().manual_seed(0)))
+    rounding = best_rounding(rows, torch.ones(8))
+    assert rounding.middle > 0.3 * float(rows.max())
+    assert rounding.scale < 0.6 * float(rows.max()) / 127
 
 
 def test_calibration_without_frames_or_with_infinite_ones_is_refused(make_model, make_int8):
@@ -179,7 +186,7 @@ def test_calibration_without_frames_or_with_infinite_ones_is_refused(make_model,
     with pytest.raises(ExportError, match="--calibration"):
         calibrate(model, [])
     with pytest.raises(ExportError, match="not finite"):
-        best_scale(torch.tensor([[float("nan"), 1.0]]), torch.ones(2))
+        best_rounding(torch.tensor([[float("nan"), 1.0]]), torch.ones(2))
 
 
 def test_the_small_checkpoint_exports_without_its_decoder(tmp_path, make_frames):
