@@ -144,7 +144,7 @@ def serve(world: Any, endpoint: str, is_ended: Any = None) -> None:
     """Answers one request after the other; an error is an answer, not an end."""
     import zmq
 
-    socket = zmq.Context.instance().socket(zmq.REP)
+    socket: Any = zmq.Context.instance().socket(zmq.REP)
     socket.setsockopt(zmq.LINGER, 0)
     socket.bind(endpoint)
     while is_ended is None or not is_ended():
