@@ -18,7 +18,14 @@ from nvila_ros.kernels.build import cache_folder
 from nvila_ros.models.engine_file import FOLDER
 from nvila_ros.models.fingerprint import vision_fingerprint
 from nvila_ros.models.onnx_runtime import OnnxVision
-from nvila_ros.models.tensorrt_engine import TensorRtVision, gpu_name
+from nvila_ros.models.tensorrt_engine import (
+    CURRENT,
+    PLAIN,
+    RTX,
+    RTX_GPUS,
+    TensorRtVision,
+    gpu_name,
+)
 
 AUTO, OWN = "auto", ("kernels", "torch")
 VISION_BACKENDS = (AUTO, "kernels", "tensorrt", "onnxruntime", "torch")
@@ -143,9 +150,12 @@ def _open(name: str, folder: Path, device: torch.device) -> VisionEngine:
         files = sorted(place.glob("*.engine"))
         fitting = [path for path in files if gpu in path.stem.split("_")] or files
         if not fitting:
+            library = RTX if gpu in RTX_GPUS else PLAIN
+            engine = library.replace("_", "-")
+            reason = "" if library == RTX else f" (TensorRT-RTX does not run on {gpu})"
             raise ConfigError(
-                f"{place} holds no engine; build one: nvila export {folder} --part vision "
-                f"--precision int8 --engine tensorrt-rtx --gpu {gpu}"
+                f"{place} holds no engine{reason}; build one: nvila export {folder} --part vision "
+                f"--precision int8 --engine {engine} --gpu {gpu if library == RTX else CURRENT}"
             )
         return cast(VisionEngine, TensorRtVision(fitting[0], fingerprint, device, folder))
     if device.type != "cpu":

@@ -133,6 +133,20 @@ def test_what_cannot_be_had_is_refused_with_what_to_do():
         load_engine(NANO_FOLDER, vision_backend="onnxruntime")
 
 
+@pytest.mark.parametrize(
+    "gpu, said",
+    [
+        ("sm89", r"holds no engine; build one: .* --engine tensorrt-rtx --gpu sm89"),
+        ("sm90", r"TensorRT-RTX does not run on sm90\); .* --engine tensorrt --gpu current"),
+    ],
+)
+def test_a_card_without_an_engine_is_told_how_to_have_one(tmp_path, monkeypatch, gpu, said):
+    monkeypatch.setattr(vision_engine, "gpu_name", lambda device: gpu)
+    monkeypatch.setattr(vision_engine, "vision_fingerprint", lambda folder: "a" * 16)
+    with pytest.raises(ConfigError, match=said):
+        vision_engine._open("tensorrt", tmp_path, torch.device("cuda"))
+
+
 def test_a_measurement_file_that_cannot_be_read_is_made_anew(exported, cache):
     cache.mkdir()
     (cache / "vision_backend.json").write_text("{broken")
