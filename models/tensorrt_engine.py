@@ -150,6 +150,7 @@ class TensorRtVision:
             gpu=gpu_name(device),
             model=model,
         )
+        self.precision = self.description.precision
         self._runtime = trt.Runtime(_logger(library))
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:

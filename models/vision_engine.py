@@ -39,6 +39,7 @@ class VisionEngine(Protocol):
     """Tower and projector: (F, 3, S, S) in [-1, 1] -> (F, T, D)."""
 
     name: str
+    precision: str
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """On the pixels' device and in their dtype."""
@@ -48,7 +49,7 @@ class WithVision:
     """An inference engine whose frames are encoded by somebody else; all else is its own."""
 
     def __init__(self, engine: Any, vision: VisionEngine) -> None:
-        self._engine, self.vision = engine, vision
+        self.own, self.vision = engine, vision
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """See `Nvila.encode_frames`."""
@@ -56,7 +57,9 @@ class WithVision:
             return self.vision(pixels)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
+        if name == "own":  # before it is set, as when unpickled
+            raise AttributeError(name)
+        return getattr(self.own, name)
 
 
 def with_vision_backend(
@@ -100,7 +103,7 @@ def with_vision_backend(
 
 def fastest(engine: Any, candidates: Mapping[str, VisionEngine], folder: Path) -> str:
     """The name with the least time for one frame, remembered in the cache folder."""
-    versions = ",".join(sorted(candidates))
+    versions = ",".join(f"{name} {candidates[name].precision}" for name in sorted(candidates))
     threads = torch.get_num_threads() if engine.device.type == "cpu" else 0
     key = f"{_device_name(engine.device)} {threads}|{vision_fingerprint(folder)}|{versions}"
     path = cache_folder().parent / MEASURED_FILE

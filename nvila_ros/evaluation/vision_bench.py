@@ -12,7 +12,12 @@ from torch import Tensor
 
 from nvila_ros.errors import NvilaError
 from nvila_ros.models.runtime_backend import load_engine
-from nvila_ros.models.vision_engine import VISION_BACKENDS, median_ms, with_vision_backend
+from nvila_ros.models.vision_engine import (
+    VISION_BACKENDS,
+    WithVision,
+    median_ms,
+    with_vision_backend,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +35,8 @@ def measure(
     dtype, measured in the same run.
     """
     engine, _ = load_engine(folder, device, backend=backend)
+    if isinstance(engine, WithVision):
+        engine = engine.own  # the exported one has a row of its own
     runs: dict[str, Callable[[Tensor], Tensor]] = {engine.name: engine.encode_frames}  # type: ignore[attr-defined]
     problems: dict[str, str] = {}
     for name in EXPORTED:

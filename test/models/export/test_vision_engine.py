@@ -11,6 +11,7 @@ import torch
 
 from nvila_ros import models
 from nvila_ros.errors import ConfigError, ExportError
+from nvila_ros.evaluation import vision_bench
 from nvila_ros.models import vision_engine
 from nvila_ros.models.engine_file import (
     FOLDER,
@@ -100,6 +101,19 @@ def test_auto_takes_the_fastest_measures_once_and_remembers(exported, monkeypatc
         assert isinstance(engine, WithVision) == (slow == "torch")
     assert len(calls) == 2, "measured once for each"
     assert len(json.loads((cache / "vision_backend.json").read_text())) == 1
+
+
+def test_the_benchmark_has_a_row_for_the_engines_own_tower_beside_the_exported_one(
+    exported, monkeypatch
+):
+    monkeypatch.setattr(vision_engine, "fastest", lambda *_: "onnxruntime")
+    seen = []
+    monkeypatch.setattr(vision_bench, "median_ms", lambda run, *_: seen.append(run) or 1.0)
+    result = vision_bench.measure(exported, [1], "cpu")
+    assert set(result["milliseconds"]) == {"torch", "onnxruntime", "floor"}
+    owners = {type(getattr(run, "__self__", None)).__name__ for run in seen}
+    assert {"TorchEngine", "WithVision"} <= owners
+    assert "GPU" in result["not_run"]["tensorrt"]
 
 
 def test_auto_without_an_export_is_the_engines_own_tower():
