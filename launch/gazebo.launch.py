@@ -10,13 +10,14 @@ import math
 import os
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from nvila_ros.ros_environment import added_environment, share_folder
+from nvila_ros.ros_launch import declared, navigator, reader
 
 SHARE = share_folder()
 GAZEBO = SHARE / "config" / "gazebo"
@@ -34,10 +35,7 @@ ARGUMENTS = (
 
 def start_gazebo(context: LaunchContext) -> list:
     """Gazebo, the robot in it and the bridge."""
-
-    def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    given = reader(context)
     headless = given("headless").lower() == "true"
     launch = PathJoinSubstitution([FindPackageShare("ros_gz_sim"), "launch", "gz_sim.launch.py"])
     flags = "-r -s" if headless else "-r"
@@ -73,12 +71,10 @@ def start_gazebo(context: LaunchContext) -> list:
 
 def generate_launch_description() -> LaunchDescription:
     """Read by `ros2 launch`."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, default, text in ARGUMENTS
-    ]
-    navigator = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(SHARE / "launch" / "navigate.launch.py")),
-        launch_arguments={"use_sim_time": "true"}.items(),
+    return LaunchDescription(
+        [
+            *declared(ARGUMENTS),
+            navigator(use_sim_time="true"),
+            OpaqueFunction(function=start_gazebo),
+        ]
     )
-    return LaunchDescription([*declared, navigator, OpaqueFunction(function=start_gazebo)])

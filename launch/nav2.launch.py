@@ -10,12 +10,11 @@ in no wheel: this file is loaded in tests, the parameters are checked, nothing w
 import os
 
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
+from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from nvila_ros.ros_environment import added_environment, share_folder
+from nvila_ros.ros_launch import declared, navigator, reader
 
 SHARE = share_folder()
 # name, default, description; the navigator's own arguments are shown and taken too
@@ -33,10 +32,7 @@ NODES = (
 
 def start_nav2(context: LaunchContext) -> list[Node]:
     """Smoother, monitor and manager."""
-
-    def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    given = reader(context)
     common = {"use_sim_time": given("use_sim_time").lower() == "true"}
     if given("enable_stamped_cmd_vel"):
         common["enable_stamped_cmd_vel"] = given("enable_stamped_cmd_vel").lower() == "true"
@@ -63,12 +59,10 @@ def start_nav2(context: LaunchContext) -> list[Node]:
 
 def generate_launch_description() -> LaunchDescription:
     """Read by `ros2 launch`."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, default, text in ARGUMENTS
-    ]
-    navigator = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(SHARE / "launch" / "navigate.launch.py")),
-        launch_arguments={"autostart": "false", "cmd_vel_topic": "cmd_vel_nav"}.items(),
+    return LaunchDescription(
+        [
+            *declared(ARGUMENTS),
+            navigator(autostart="false", cmd_vel_topic="cmd_vel_nav"),
+            OpaqueFunction(function=start_nav2),
+        ]
     )
-    return LaunchDescription([*declared, navigator, OpaqueFunction(function=start_nav2)])

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the navigator: ros2 launch nvila_ros navigate.launch.py image_topic:=/camera/image_raw."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
+from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from nvila_ros.ros_environment import added_environment, share_folder
+from nvila_ros.ros_environment import share_folder
+from nvila_ros.ros_launch import Given, declared, own_node, reader
 
 # name, default, description
 ARGUMENTS = (
@@ -49,10 +47,7 @@ PARAMETERS = (
 
 def start(context: LaunchContext) -> list[Node]:
     """The node, once the arguments are known."""
-
-    def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    given = reader(context)
     parameters = {name: yaml.safe_load(given(name)) for name, _, _ in PARAMETERS if given(name)}
     if "model_path" in parameters:
         parameters["model_path"] = str(Path(given("model_path")).expanduser())
@@ -62,45 +57,25 @@ def start(context: LaunchContext) -> list[Node]:
     watchers = [dashboard(given)] if yaml.safe_load(given("dashboard")) else []
     return [
         *watchers,
-        Node(
-            package="nvila_ros",
-            executable="navigator_node",
-            name="navigator",
-            namespace=given("namespace"),
-            parameters=[given("params_file"), parameters],
-            remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
-            arguments=["--ros-args", "--log-level", given("log_level")],
-            additional_env=added_environment(os.environ),
+        own_node(
+            "navigator",
+            given,
+            [given("params_file"), parameters],
+            topics,
             respawn=yaml.safe_load(given("use_respawn")),
             respawn_delay=2.0,
-            output="screen",
-            emulate_tty=True,
         ),
     ]
 
 
-def dashboard(given: Callable[[str], str]) -> Node:
+def dashboard(given: Given) -> Node:
     """The page's own process: when it ends, the navigator drives on."""
     port = int(given("dashboard_port"))
     parameters = {"port": port, "image_transport": given("image_transport") or "raw"}
     topics = ("image", "odom", "instruction", "emergency_stop")
-    return Node(
-        package="nvila_ros",
-        executable="dashboard_node",
-        name="dashboard",
-        namespace=given("namespace"),
-        parameters=[parameters],
-        remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
-        additional_env=added_environment(os.environ),
-        output="screen",
-        emulate_tty=True,
-    )
+    return own_node("dashboard", given, [parameters], topics, arguments=[])
 
 
 def generate_launch_description() -> LaunchDescription:
     """Read by `ros2 launch`."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, default, text in (*ARGUMENTS, *PARAMETERS)
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+    return LaunchDescription([*declared((*ARGUMENTS, *PARAMETERS)), OpaqueFunction(function=start)])

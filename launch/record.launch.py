@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records a drive: ros2 launch nvila_ros record.launch.py image_topic:=/camera/image_raw."""
 
-import os
 from pathlib import Path
 
 import yaml
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
+from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from nvila_ros.ros_environment import added_environment
+from nvila_ros.ros_launch import declared, own_node, reader
 
 # name, default, description; as in navigate.launch.py
 ARGUMENTS = (
@@ -35,10 +33,7 @@ TEXTS = ("output", "instruction", "extra_topics")
 
 def start(context: LaunchContext) -> list[Node]:
     """The node, once the arguments are known."""
-
-    def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    given = reader(context)
     parameters = {
         name: given(name) if name in TEXTS else yaml.safe_load(given(name))
         for name, _, _ in PARAMETERS
@@ -49,26 +44,9 @@ def start(context: LaunchContext) -> list[Node]:
     if "max_image_rate_hz" in parameters:
         parameters["max_image_rate_hz"] = float(parameters["max_image_rate_hz"])
     topics = ("image", "odom", "cmd_vel", "instruction")
-    return [
-        Node(
-            package="nvila_ros",
-            executable="recorder_node",
-            name="recorder",
-            namespace=given("namespace"),
-            parameters=[parameters],
-            remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
-            arguments=["--ros-args", "--log-level", given("log_level")],
-            additional_env=added_environment(os.environ),
-            output="screen",
-            emulate_tty=True,
-        )
-    ]
+    return [own_node("recorder", given, [parameters], topics)]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Read by `ros2 launch`."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, default, text in (*ARGUMENTS, *PARAMETERS)
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+    return LaunchDescription([*declared((*ARGUMENTS, *PARAMETERS)), OpaqueFunction(function=start)])

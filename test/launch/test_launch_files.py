@@ -47,13 +47,14 @@ def test_simulation_adds_the_seed():
 
 
 def test_only_executables_that_exist_are_started():
+    names = set()
     for path in (ROOT / "launch").glob("*.launch.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call):
-                continue
-            given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
-            if given.get("package") == "nvila_ros":
-                assert (ROOT / "libexec" / given["executable"]).is_file(), path.name
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "own_node":
+                names.add(node.args[0].value)
+    assert names == {"navigator", "dashboard", "simulator", "habitat", "recorder"}
+    for name in names:
+        assert (ROOT / "libexec" / f"{name}_node").is_file()
 
 
 @pytest.mark.parametrize(
