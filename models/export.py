@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +117,5 @@ def relative_error(path: Path, fingerprint: str, model: Nvila, pixels: Tensor) -
 
     The network is the one that was exported, in float32 (its int8 layers with a scale per token).
     """
-    run = functools.partial(OnnxVision(path, fingerprint), pixels)
     expected = model.encode_frames(pixels)
-    return float((run() - expected).norm() / expected.norm())
+    return float((OnnxVision(path, fingerprint)(pixels) - expected).norm() / expected.norm())

@@ -15,6 +15,8 @@ from nvila_ros.errors import ConfigError
 
 if TYPE_CHECKING:
     from nvila_ros.models.export import Exported
+    from nvila_ros.models.nvila import Nvila
+    from nvila_ros.models.onnx_vision import Roundings
 
 app = typer.Typer()
 bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
@@ -116,11 +118,9 @@ def _export_vision(
     calibration: str,
     out: Path | None,
 ) -> tuple[list[Exported], dict[str, Any]]:
-    import torch
-
     from nvila_ros.models import tensorrt_engine
     from nvila_ros.models.engine_file import FOLDER
-    from nvila_ros.models.export import export_engine, export_onnx, load_vision, relative_error
+    from nvila_ros.models.export import export_engine, export_onnx, relative_error
     from nvila_ros.models.fingerprint import vision_fingerprint
 
     library = engine.value.replace("-", "_")
@@ -128,15 +128,7 @@ def _export_vision(
         tensorrt_engine.import_library(library)
         tensorrt_engine.check_gpus(library, gpus)
     fingerprint, place = vision_fingerprint(model), out or model / FOLDER
-    scales, samples = None, None
-    if precision == "int8":
-        from nvila_ros.models.onnx_calibration import calibrate
-        from nvila_ros.training.quantize.static_vision import int8_vision
-
-        network, samples = int8_vision(model, calibration)
-        scales = calibrate(network, samples)
-    else:
-        network = load_vision(model)
+    network, scales, pixels = _network(model, precision, calibration)
     written = [
         export_onnx(
             network,
@@ -148,7 +140,6 @@ def _export_vision(
             scales=scales,
         )
     ]
-    side = network.config.vision.image_size
     if engine is not EngineName.onnx:
         written.append(
             export_engine(
@@ -161,15 +152,30 @@ def _export_vision(
                 frames=counts,
             )
         )
-    if samples is None:
-        samples = list(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
-    pixels = torch.stack(samples[-2:])
     report = {
         "fingerprint": fingerprint,
         "files": [{**vars(each), "path": str(each.path)} for each in written],
         "relative_error": relative_error(written[0].path, fingerprint, network, pixels),
     }
     return written, report
+
+
+def _network(model: Path, precision: str, calibration: str) -> tuple[Nvila, Roundings | None, Any]:
+    """What is exported, how its activations are rounded in int8, and two frames to check it on."""
+    import torch
+
+    if precision == "int8":
+        from nvila_ros.models.onnx_calibration import calibrate
+        from nvila_ros.training.quantize.static_vision import int8_vision
+
+        network, samples = int8_vision(model, calibration)
+        return network, calibrate(network, samples), torch.stack(samples[-2:])
+    from nvila_ros.models.export import load_vision
+
+    network = load_vision(model)
+    side = network.config.vision.image_size
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return network, None, pixels
 
 
 @bench_app.command("vision")

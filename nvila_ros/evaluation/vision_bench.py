@@ -13,7 +13,6 @@ from torch import Tensor
 from nvila_ros.errors import NvilaError
 from nvila_ros.models.runtime_backend import load_engine
 from nvila_ros.models.vision_engine import (
-    VISION_BACKENDS,
     WithVision,
     median_ms,
     with_vision_backend,
@@ -62,7 +61,6 @@ def measure(
         "threads": torch.get_num_threads(),
         "milliseconds": times,
         "not_run": problems,
-        "known": list(VISION_BACKENDS),
     }
 
 

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from nvila_ros.training.fleet import EXAM, ORACLE, STOP, STUDENT, Fleet, FleetSettings, PathProgress
+from nvila_ros.training.fleet import EXAM, ORACLE, STOP, STUDENT, Fleet, FleetSettings
+from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.view_labels import CATEGORY_NAMES, COLOUR_NAMES
 from nvila_ros.training.vocabulary import build_sequences
 
