@@ -44,7 +44,7 @@ ALLOWED = {
     "sim": {"errors"},
     "training": {"models", "kernels", "core", "sim"},
     "evaluation": {"models", "core", "sim"},
-    "recording": {"models", "core", "training", "ros"},
+    "recording": {"models", "core", "training", "evaluation", "ros"},
     "doctor": {"models", "core", "ros"},
     "dashboard": {"models", "core"},
     "cli": {

@@ -18,8 +18,6 @@ from nvila_ros.sim.renderer import Renderer
 from nvila_ros.sim.scene import COLOURS
 from nvila_ros.sim.world import World
 
-MAX_FORWARD_M_S = 1.0  # what the simulated motors can do
-MAX_TURN_RAD_S = 3.0
 _fixed = functools.partial(setting, fixed=True)
 
 
@@ -81,22 +79,17 @@ class SimulatedRobot:
     def reset(self) -> None:
         """Back to the start of the episode, at rest."""
         self.world.set_pose(np.array(self.episode.start))
-        self._command, self._commanded_s = Velocity.ZERO, -math.inf
+        self._command.clear()
 
     def command(self, velocity: Velocity, wall_s: float) -> None:
         """The newest cmd_vel; no number is no motion."""
-        if not (math.isfinite(velocity.forward_m_s) and math.isfinite(velocity.turn_rad_s)):
-            velocity = Velocity.ZERO
-        self._command, self._commanded_s = velocity, wall_s
+        self._command.give(velocity, wall_s)
 
     def step(self, wall_s: float) -> Motion:
         """One step of simulated time; a command that was not renewed in time is over."""
-        fresh = wall_s - self._commanded_s <= self._config.command_timeout_s
-        velocity = self._command if fresh else Velocity.ZERO
-        forward_m_s = max(-MAX_FORWARD_M_S, min(MAX_FORWARD_M_S, velocity.forward_m_s))
-        turn_rad_s = max(-MAX_TURN_RAD_S, min(MAX_TURN_RAD_S, velocity.turn_rad_s))
+        velocity = self._command.at(wall_s)
         before = self.world.pose
-        collided = self.world.step(forward_m_s, turn_rad_s, self._config.step_s)
+        collided = self.world.step(velocity.forward_m_s, velocity.turn_rad_s, self._config.step_s)
         pose = self.world.pose
         driven = (pose - before) / self._config.step_s
         along_m_s = driven[0] * math.cos(pose[2]) + driven[1] * math.sin(pose[2])

@@ -20,12 +20,12 @@ import numpy as np
 from nvila_ros.actions import ACTIONS
 from nvila_ros.decision import Decision, Policy
 from nvila_ros.errors import DataError, ImageError
+from nvila_ros.evaluation.metrics import wilson_interval
 from nvila_ros.recording.bag_episodes import BagEpisode
 from nvila_ros.recording.bag_messages import Picture, Said
 from nvila_ros.recording.bag_reader import Recording
 
 STAMP_TOLERANCE_S = 1e-3
-QUANTILE_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def summary(found: Replayed) -> dict[str, Any]:
     count, same = len(rows), sum(row.agrees for row in rows)
     distances = [row.distance for row in rows if row.distance is not None]
     kinds = [(ACTIONS[row.recorded].kind, ACTIONS[row.replayed].kind) for row in rows]
-    low, high = _wilson(same, count)
+    low, high = wilson_interval(same, count)
     differences = Counter((row.recorded, row.replayed) for row in rows if not row.agrees)
     latencies_s = [row.latency_s for row in rows]
     return {
@@ -183,14 +183,3 @@ def _compared(episode: int, said: Said, recorded: int, decision: Decision) -> Co
 def _stamp_s(said: Said) -> float:
     value = said.row.get("stamp_s")
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share (Wilson 1927)."""
-    if trials == 0:
-        return 0.0, 1.0
-    share, square = successes / trials, QUANTILE_95**2
-    centre = share + square / (2 * trials)
-    spread = QUANTILE_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    scale = 1 + square / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
