@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nvila_ros.errors import SceneError
+from nvila_ros.nodes.base_command import BaseCommand
 from nvila_ros.safety import Velocity
 from nvila_ros.settings import check_settings, setting
 from nvila_ros.sim.episodes import Episode, episode_from_seed, load_episodes
@@ -68,8 +69,7 @@ class SimulatedRobot:
         self.world = World(episode.scene)
         self._config = config
         self._renderer = Renderer(self.world, config.image_width_px, config.image_height_px)
-        self._command = Velocity.ZERO
-        self._commanded_s = -math.inf
+        self._command = BaseCommand(config.command_timeout_s)
         self.reset()
 
     @property
