@@ -53,27 +53,23 @@ def losses() -> dict[str, Any]:
 
 
 def optimizer() -> dict[str, Any]:
-    """The kernel against its twin, and both against AdamW in float32."""
-    found = {}
+    """The kernel against its twin, and both against AdamW in float32.
+
+    Weights in bfloat16 are rounded at random: after five steps of 0.01 that alone is 0.29 of how
+    far they moved (numbers around one lie 2^-8 to 2^-7 apart). So what is asked there is that the
+    twin is as far from AdamW as AdamW rounded by other random numbers, and moves as far on average.
+    """
+    found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         start = torch.randn(1000, 1027, device=DEVICE).to(dtype)
-        moved = {}
-        for name in ("kernel", "twin", "adamw"):
-            weight = torch.nn.Parameter(start.clone() if name != "adamw" else start.float().clone())
-            kind = torch.optim.AdamW if name == "adamw" else fp8_adamw.Float8AdamW
-            optimizer = kind([weight], lr=1e-2, weight_decay=0.1)
-            original = fp8_adamw._kernel_for
-            if name == "twin":
-                fp8_adamw._kernel_for = lambda weight: None  # type: ignore[assignment]
-            for step in range(5):
-                torch.manual_seed(step)
-                weight.grad = torch.randn_like(weight) * 10.0 ** (step - 4)
-                optimizer.step()
-            fp8_adamw._kernel_for = original  # type: ignore[assignment]
-            moved[name] = weight.detach().float() - start.float()
-        errors = [relative(moved["kernel"], moved["twin"]), relative(moved["twin"], moved["adamw"])]
-        found[str(dtype)] = errors
-        assert errors[0] < 0.02 and errors[1] < 0.2, found
+        moved = {name: _moved(name, start) for name in ("kernel", "twin", "adamw", "rounded")}
+        goal = moved["adamw"]
+        noise = relative(moved["rounded"], goal) if dtype == torch.bfloat16 else 0.0
+        pace = float((moved["twin"] * goal).sum() / goal.square().sum())
+        errors = [relative(moved["kernel"], moved["twin"]), relative(moved["twin"], goal)]
+        found[str(dtype)] = [*errors, noise, pace]
+        assert errors[0] < 0.02 and errors[1] < 0.02 + 1.05 * noise, found
+        assert abs(pace - 1.0) < 0.01, found
     wide = torch.randn(18_944, WIDTH, device=DEVICE, dtype=torch.bfloat16)
     weight = torch.nn.Parameter(wide)
     weight.grad = torch.randn_like(weight)
@@ -81,6 +77,28 @@ def optimizer() -> dict[str, Any]:
     found["us_per_step_68m"] = 1e3 * milliseconds(optimizer.step)
     found["gb_per_s"] = weight.numel() * 10 / found["us_per_step_68m"] / 1e3
     return found
+
+
+def _moved(name: str, start: Tensor) -> Tensor:
+    """How far five steps of one way move a weight; every way has the same gradients."""
+    is_own = name in ("kernel", "twin")
+    weight = torch.nn.Parameter(start.clone() if is_own else start.float().clone())
+    kind = fp8_adamw.Float8AdamW if is_own else torch.optim.AdamW
+    optimizer = kind([weight], lr=1e-2, weight_decay=0.1)
+    original = fp8_adamw._kernel_for
+    if name == "twin":
+        fp8_adamw._kernel_for = lambda weight: None  # type: ignore[assignment]
+    for step in range(5):
+        torch.manual_seed(step)
+        gradient = torch.randn_like(start) * 10.0 ** (step - 4)
+        weight.grad = gradient.to(weight.dtype)
+        optimizer.step()
+        if name == "rounded":
+            bits = weight.data.view(torch.int32)
+            noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=DEVICE)
+            weight.data.copy_(((bits + noise) & -65536).view(torch.float32))
+    fp8_adamw._kernel_for = original  # type: ignore[assignment]
+    return weight.detach().float() - start.float()
 
 
 def attention() -> dict[str, Any]:
