@@ -10,7 +10,7 @@ export MUJOCO_GL ?= egl
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=1 to watch in a browser"
+	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=0: no page to watch by"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
@@ -24,7 +24,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup
-	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(DASHBOARD),--dashboard)
+	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(filter 0,$(DASHBOARD)),--no-dashboard)
 
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

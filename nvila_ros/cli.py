@@ -114,8 +114,8 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
     timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 100.0,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve a page to watch by; prints its address.")
-    ] = False,
+        bool, typer.Option(help="Serve a page to watch by, where NiceGUI is installed.")
+    ] = True,
     require_success: RequireOption = False,
 ) -> None:
     """Drive one episode through real ROS 2 topics: simulator and navigator are two processes."""
