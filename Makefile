@@ -16,7 +16,7 @@ help:
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
 	@echo "make docs                                  the documentation site into site/; a broken link is an error"
-	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late"
+	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late; runs/soak/"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
 
