@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from node_drives import Drives
+from node_drives import Drives, Heard
 from soak_report import SoakReport
 
 EPISODE_TIMEOUT_S = 300.0
@@ -53,7 +53,7 @@ def soak(report: SoakReport, minutes: float, seeds: list[int], log_folder: Path)
                 memory = memory_mb(drives.process_ids())
                 minute = (time.monotonic() - begin_s) / 60.0
                 report.add(minute, drives.seed, result, drives.heard, memory)
-                drives.heard.__init__()  # type: ignore[misc]  # nothing of it is kept
+                drives.heard = Heard()  # nothing of it is kept
                 report.write()
                 print(
                     f"{minute:6.1f} min  episode {number + 1:4d}  apartment {drives.seed}  "
