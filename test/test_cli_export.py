@@ -43,6 +43,8 @@ def test_the_decoder_is_exported(tmp_path):
         (["--frames", "0,8"], "frames is '0,8'"),
         (["--frames", "many"], "frames is 'many'"),
         (["--engine", "tensorrt"], "pip install tensorrt"),
+        (["--precision", "fp16", "--float-layers", "fc2"], "is for --precision int8"),
+        (["--precision", "int8", "--float-layers", "9.fc2"], "of one layer of 0 to 6"),
     ],
 )
 def test_what_cannot_be_exported_is_said_before_the_work(words, said):
