@@ -170,6 +170,19 @@ class Kernel:
         check(status, f"{self.name}: occupancy")
         return count.value
 
+    def max_clusters(self, num_threads: int, shared_bytes: int) -> int:
+        """How many of its clusters (`__cluster_dims__`) the device holds at a time."""
+        self.allow_shared(shared_bytes)
+        use_context(self._device)
+        count, one = ctypes.c_int(), (ctypes.c_uint * 3)(1, 1, 1)
+        threads = (ctypes.c_uint * 3)(num_threads, 1, 1)
+        config = _LaunchConfig(one, threads, shared_bytes, None, None, 0)
+        status = cuda().cuOccupancyMaxActiveClusters(
+            ctypes.byref(count), self._function, ctypes.byref(config)
+        )
+        check(status, f"{self.name}: clusters")
+        return count.value
+
     def resources(self) -> dict[str, int]:
         """Registers and bytes of local memory (spills, stack) of one thread."""
         found = {}

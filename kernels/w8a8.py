@@ -14,6 +14,7 @@ from nvila_ros.kernels import build, cpu_int8, reference, vision_rows, w8a8_hopp
 from nvila_ros.kernels.w8a8_hopper import Epilogue
 
 PLAIN = Epilogue()
+SIGLIP_WIDTH, SIGLIP_INNER = 1152, 4304
 
 
 class W8A8Linear(nn.Module):
@@ -85,8 +86,8 @@ class BoundLinear:
         if is_hopper(codes.device) and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0:
             tiling = w8a8_hopper.choose_tiling(codes.shape[0], codes.shape[1], epilogue)
             self._hopper = w8a8_hopper.HopperGemm(codes, weight, tiling, epilogue)
-        elif epilogue.codes_out or epilogue.block_scales:
-            raise KernelError("scales per block of columns need a Hopper GPU")
+        elif epilogue.codes_out or epilogue.block_scales or epilogue.head_tokens:
+            raise KernelError("scales per block of columns, and heads apart, need a Hopper GPU")
 
     def launch(
         self,
@@ -156,8 +157,20 @@ def w8a8_matmul(
 
 def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     """What `build` compiles ahead for every architecture: the rows of SigLIP."""
-    for width in (1152, 4304):
-        yield vision_rows.SOURCE, vision_rows.defines(width)
+    for width in (SIGLIP_WIDTH, SIGLIP_INNER):
+        for is_few in (False, True):
+            yield vision_rows.SOURCE, vision_rows.defines(width, is_few)
+
+
+def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
+    """The same for sm_90a alone: SigLIP's products for one frame of 448 pixels and for eight."""
+    for rows in (1024, 8192):
+        codes = Epilogue(gelu=True, codes_out=rows > w8a8_hopper.FEW_ROWS)
+        blocks = Epilogue(residual=True, block_scales=codes.codes_out)
+        for epilogue in (Epilogue(head_tokens=1024), Epilogue(residual=True), codes, blocks):
+            inputs = SIGLIP_INNER if epilogue is blocks else SIGLIP_WIDTH
+            tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
+            yield w8a8_hopper.SOURCE, tiling.defines(epilogue)
 
 
 def _is_fast(inputs: Tensor) -> bool:

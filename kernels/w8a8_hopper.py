@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nvila_ros.kernels import build, driver
@@ -27,6 +25,7 @@ class Epilogue:
     residual: bool = False
     codes_out: bool = False  # int8 with a scale per row and BLOCK_K columns, instead of float16
     block_scales: bool = False  # the inputs have such scales
+    head_tokens: int = 0  # rows of a frame where q|k|v go head by head (`vision_heads`); 0: rows
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,7 @@ class Tiling:
             "RESIDUAL": int(epilogue.residual),
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
+            "TOKENS": epilogue.head_tokens,
         }
 
 
@@ -112,7 +112,8 @@ class HopperGemm:
         self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
         self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
-        clusters = _num_multiprocessors(codes.device) // tiling.cluster
+        shared_bytes = tiling.shared_bytes(epilogue.codes_out)
+        clusters = self._kernel.max_clusters(THREADS, shared_bytes)
         self._blocks = min(clusters, tiling.num_tiles(self.m, self.n)) * tiling.cluster
 
     def launch(
@@ -128,6 +129,8 @@ class HopperGemm:
     ) -> Tensor:
         """(M,) float32, (N,) float32, (N,) float16 [, (M, N) float16] -> `out` (M, N) float16.
 
+        With `head_tokens`, `out` is what `vision_heads.empty` makes; otherwise rows of `out` and of
+        the residual are equally far apart, by a multiple of 16 bytes.
         Block scales are (number of blocks, M) float32, those of the inputs and `out_scales`.
         """
         arguments = [
@@ -143,13 +146,8 @@ class HopperGemm:
         self._kernel.launch(
             grid=(self._blocks,),
             block=(THREADS,),
-            args=[*arguments, self.m, self.n, self.k],
+            args=[*arguments, self.m, self.n, self.k, out.stride(0)],
             shared_bytes=self.tiling.shared_bytes(self.epilogue.codes_out),
             programmatic=programmatic,
         )
         return out
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -4,6 +4,22 @@
 
 #include "w8a8_tiles.cuh"
 
+// Where the 8 outputs of a row from `column` lie, in elements: rows side by side or, of q|k|v for
+// attention over frames of TOKENS rows, head by head.
+__device__ __forceinline__ size_t place(int row, int column, Shape shape) {
+#if TOKENS
+    constexpr int BLOCKS = heads::blocks_of(TOKENS);
+    const int head = column / heads::WIDTH, part = column % heads::WIDTH / 8;
+    const int frame = row / TOKENS, token = row % TOKENS;
+    const size_t first = static_cast<size_t>(frame * (shape.n / heads::WIDTH) + head);
+    const bool is_value = 3 * column >= 2 * shape.n;
+    const int within = heads::vector_offset(token, part, BLOCKS, is_value);
+    return first * (heads::head_bytes(BLOCKS) / 2) + within / 2;
+#else
+    return static_cast<size_t>(row) * shape.out_stride + column;
+#endif
+}
+
 struct Epilogue {
     const float* row_scale;
     const float* column_scale;
@@ -13,13 +29,16 @@ struct Epilogue {
     float* out_scales;  // of the codes, (N / BLOCK_K, M)
 };
 
+// GELU takes half of its argument: tanh GELU(x) = h + h tanh(h (2 a + 8 b h^2)), h = x / 2, a = sqrt(2 / pi),
+// b = 0.044715 a. So scales and biases of columns are halved before, and nothing is halved per value.
+constexpr float ARGUMENT = GELU ? 0.5f : 1.f;
+
 __device__ __forceinline__ float activate(float value) {
 #if GELU
-    const float inner = value * (0.7978845608f + 0.0356774081f * value * value);
+    const float inner = value * (1.5957691216f + 0.2854192648f * (value * value));
     float tanh_inner;
     asm("tanh.approx.f32 %0, %1;\n" : "=f"(tanh_inner) : "f"(inner));
-    const float half_value = 0.5f * value;
-    return half_value + half_value * tanh_inner;
+    return value + value * tanh_inner;
 #else
     return value;
 #endif
@@ -43,8 +62,8 @@ __device__ __forceinline__ void load_columns(
     float2* columns, int column, int thread, Shape shape, const Epilogue& epilogue) {
     for (int i = thread; i < TILE_N; i += 128) {
         columns[i] = column + i < shape.n
-                         ? make_float2(epilogue.column_scale[column + i],
-                                       __half2float(epilogue.bias[column + i]))
+                         ? make_float2(ARGUMENT * epilogue.column_scale[column + i],
+                                       ARGUMENT * __half2float(epilogue.bias[column + i]))
                          : make_float2(0.f, 0.f);
     }
 }
@@ -63,7 +82,7 @@ __device__ __forceinline__ void load_residual(
         const int i = lane + 32 * e, out_row = row + i / VECTORS;
         const int out_column = column + chunk * COLUMNS + i % VECTORS * 8;
         const bool inside = i < 16 * VECTORS && out_row < shape.m && out_column < shape.n;
-        const size_t offset = static_cast<size_t>(out_row) * shape.n + out_column;
+        const size_t offset = static_cast<size_t>(out_row) * shape.out_stride + out_column;
         added[e] = inside ? *reinterpret_cast<const uint4*>(epilogue.residual + offset)
                           : make_uint4(0, 0, 0, 0);
     }
@@ -113,7 +132,7 @@ __device__ __forceinline__ void store_rows(
             if (i < 16 * VECTORS && out_row < shape.m && out_column < shape.n) {
                 uint4 packed = *reinterpret_cast<const uint4*>(staging + r * STAGING_STRIDE + c * 16);
                 if (RESIDUAL) packed = add_halves(packed, HELD ? held[chunk][e] : added[e]);
-                const size_t offset = static_cast<size_t>(out_row) * shape.n + out_column;
+                const size_t offset = place(out_row, out_column, shape);
                 *reinterpret_cast<uint4*>(static_cast<__half*>(epilogue.out) + offset) = packed;
             }
         }
@@ -188,7 +207,7 @@ __device__ __forceinline__ void store_codes(
                                         four_codes(high.x, high.y, by), four_codes(high.z, high.w, by));
         const int out_row = row + r, out_column = column + c * 16;
         if (out_row < shape.m && out_column < shape.n) {
-            *reinterpret_cast<uint4*>(out + static_cast<size_t>(out_row) * shape.n + out_column) = packed;
+            *reinterpret_cast<uint4*>(out + static_cast<size_t>(out_row) * shape.out_stride + out_column) = packed;
         }
     }
     __syncwarp();

@@ -151,7 +151,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
               const __half* residual,                   // (M, N) or null
               void* out,                                // (M, N) fp16, or int8 codes
               float* out_scales,                        // (N / 192, M) of the codes, or null
-              int m, int n, int k) {
+              int m, int n, int k, int out_stride) {
     extern __shared__ unsigned char shared[];
     const unsigned base = shared_address(shared), ring = (base + 1023) & ~1023u;
     Tail& tail = *reinterpret_cast<Tail*>(shared + (ring - base) + STAGES * STAGE_BYTES);
@@ -167,7 +167,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     cluster_sync();
     let_next_kernel_start();
     wait_for_previous_kernel();
-    const Shape shape{m, n, k};
+    const Shape shape{m, n, k, out_stride};
     if (threadIdx.x < 128) {
         registers_down<24>();
         if (threadIdx.x == 0) produce(ring, tail, &a_map, &b_map, shape);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "vision_heads.cuh"
 
 using namespace hopper;
 
@@ -27,7 +28,7 @@ static_assert(TILE_N % COLUMNS == 0, "a tile is whole chunks of columns");
 static_assert(B_BYTES % 1024 == 0 && TILE_M % CLUSTER_N == 0 && TILE_N % (8 * CLUSTER_M) == 0, "");
 
 struct Shape {
-    int m, n, k;
+    int m, n, k, out_stride;  // stride: elements from row to row of the output and the residual
 };
 
 // The part of shared memory behind the ring.

@@ -167,7 +167,9 @@ def test_the_gemm_and_its_epilogue(device, m, k, n, gelu, residual):
 
 
 @gpu
-@pytest.mark.parametrize("rows, width", [(1, 1152), (17, 1152), (1024, 4304), (3, 144), (5, 20)])
+@pytest.mark.parametrize(
+    "rows, width", [(1, 1152), (17, 1152), (4097, 1152), (1024, 4304), (3, 144), (5, 20)]
+)
 @pytest.mark.parametrize("kind", ["norm", "plain", "gelu"])
 def test_rows_are_quantized_as_the_twin_does(device, rows, width, kind):
     from nvila_ros.kernels import vision_rows
