@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nvila_ros.kernels import build, driver
 
-SOURCE = "w8a8_hopper.cu"
+SOURCE, SPLIT_SOURCE = "w8a8_hopper.cu", "w8a8_split.cu"
 TILE_K = 128
 BLOCK_K = 192  # columns that share a scale in a row of codes, where there are several
 THREADS = 384
@@ -39,11 +39,17 @@ class Tiling:
     cluster_n: int = 1
     pingpong: bool = False
     tail_n: int = 0  # width of the last column of tiles, where its products are narrower; 0: none
+    split_k: int = 1  # blocks of a cluster that share a tile's K
 
     @property
     def cluster(self) -> int:
         """Blocks in a cluster."""
-        return self.cluster_m * self.cluster_n
+        return self.cluster_m * self.cluster_n * self.split_k
+
+    @property
+    def source(self) -> str:
+        """Which file of csrc/ has the kernel."""
+        return SPLIT_SOURCE if self.split_k > 1 else SOURCE
 
     def shared_bytes(self, codes_out: bool = False) -> int:
         """The ring, what lies behind it, and room to align."""
@@ -72,14 +78,16 @@ class Tiling:
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
             "TOKENS": epilogue.head_tokens,
+            "SPLIT_K": self.split_k,
         }
 
 
 FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
+LONG_K = 2048  # with few rows, blocks share a K longer than that
 
 
 def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
-    """The tiling for m rows of k inputs, from measurement on an H100 at 1,024 and 8,192 rows."""
+    """The tiling for m rows of k inputs: measured on an H100 at 1,024 and 8,192 rows, but split_k."""
     if epilogue.block_scales:
         return Tiling(128, 192, 5, 2) if m > 2 * FEW_ROWS else Tiling(128, 80, 6, 1, 2)
     if epilogue.codes_out:
@@ -87,7 +95,7 @@ def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
     if m > 2 * FEW_ROWS:
         return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 4, 2, 1, True)
     if epilogue.residual:
-        return Tiling(128, 96, 6, 4) if k > 2048 else Tiling(128, 96, 6)
+        return Tiling(256, 144, 4, split_k=4) if k > LONG_K else Tiling(128, 96, 6)
     return Tiling(256, 144, 4, 2) if epilogue.gelu else Tiling(128, 224, 4, 2)
 
 
@@ -109,12 +117,16 @@ class HopperGemm:
         self.tiling = tiling
         self.epilogue = epilogue
         defines = {**tiling.defines(epilogue), **(extra_defines or {})}
-        self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
+        self._kernel = build.load(tiling.source, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
         self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
-        shared_bytes = tiling.shared_bytes(epilogue.codes_out)
-        clusters = self._kernel.max_clusters(THREADS, shared_bytes)
-        self._blocks = min(clusters, tiling.num_tiles(self.m, self.n)) * tiling.cluster
+        clusters = tiling.num_tiles(self.m, self.n)
+        if tiling.split_k > 1:  # a cluster for every tile, else clusters take tiles in turn
+            assert self.k >= tiling.split_k * TILE_K, (self.k, tiling)
+        else:
+            shared_bytes = tiling.shared_bytes(epilogue.codes_out)
+            clusters = min(clusters, self._kernel.max_clusters(THREADS, shared_bytes))
+        self._blocks = clusters * tiling.cluster
 
     def launch(
         self,

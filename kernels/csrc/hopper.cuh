@@ -68,7 +68,7 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
             : "r"(barrier), "r"(parity)
             : "memory");
 #ifdef BOUNDED_WAIT
-        if (++tries > (1u << 20)) __trap();
+        if (++tries > (1u << 16)) __trap();
 #endif
     }
 }

@@ -71,7 +71,12 @@ __device__ __forceinline__ void load_columns(
 constexpr int CHUNKS = TILE_N / COLUMNS;
 constexpr int EACH = (16 * VECTORS + 31) / 32;  // vectors of a chunk that a lane stores
 // With registers to spare, a tile's residual is read before its sums are known.
-constexpr bool HELD = RESIDUAL && !PINGPONG && BLOCKS == 1;
+constexpr bool HELD = RESIDUAL && !PINGPONG && (BLOCKS == 1 || SPLIT_K > 1);
+
+// Where blocks share a tile's K, both warpgroups finish the same rows, and take turns at their chunks.
+__device__ __forceinline__ bool is_mine(int chunk) {
+    return SPLIT_K == 1 || chunk % 2 == static_cast<int>(threadIdx.x / 128 - 1);
+}
 
 // What a lane will add to its vectors of one chunk.
 __device__ __forceinline__ void load_residual(
@@ -85,6 +90,14 @@ __device__ __forceinline__ void load_residual(
         const size_t offset = static_cast<size_t>(out_row) * shape.out_stride + out_column;
         added[e] = inside ? *reinterpret_cast<const uint4*>(epilogue.residual + offset)
                           : make_uint4(0, 0, 0, 0);
+    }
+}
+
+__device__ __forceinline__ void hold_residual(
+    uint4 (&held)[CHUNKS][EACH], int row, int column, Shape shape, const Epilogue& epilogue, int lane) {
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        if (is_mine(chunk)) load_residual(held[chunk], chunk, row, column, shape, epilogue, lane);
     }
 }
 
@@ -107,6 +120,7 @@ __device__ __forceinline__ void store_rows(
     const unsigned target = shared_address(staging) + (lane % 16) * STAGING_STRIDE + lane / 16 * 16;
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        if (!is_mine(chunk)) continue;
         uint4 added[EACH];
         if (RESIDUAL && !HELD) load_residual(added, chunk, row, column, shape, epilogue, lane);
 #pragma unroll

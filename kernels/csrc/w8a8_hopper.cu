@@ -13,15 +13,15 @@
 // BLOCK_SCALES: the codes come with such scales, and sums are scaled block by block.
 //
 // Defines: TILE_M, TILE_N, TAIL_N (TILE_N: no tail), STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU,
-// RESIDUAL, CODES_OUT, BLOCK_SCALES.
+// RESIDUAL, CODES_OUT, BLOCK_SCALES, TOKENS (of a frame, where the output is q|k|v for attention, head
+// by head as in vision_heads.cuh; 0: rows).
 #include "w8a8_blocks.cuh"
 #include "w8a8_epilogue.cuh"
+#include "w8a8_products.cuh"
 #include "w8a8_tiles.cuh"
 #include "w8a8_wgmma.cuh"
 
 static_assert(!CODES_OUT || TILE_N == BLOCK_K, "a tile's columns are a block of the next K");
-
-using Sums = int[BLOCKS][TILE_N / 2];
 
 // A warpgroup waits for stages only while it is its turn: a barrier tells a stage's phase from the one
 // before, but not from the one two before, which the other warpgroup may not have seen yet.
@@ -31,38 +31,6 @@ __device__ __forceinline__ void begin_turn() {
 
 __device__ __forceinline__ void end_turn() {
     named_arrive(4 - static_cast<int>(threadIdx.x / 128 - 1), 256);
-}
-
-// The products of one tile, N columns wide; `iteration` counts the stages since the start.
-template <int N>
-__device__ __forceinline__ void multiply_tile(
-    Sums& sums, unsigned ring, Tail& tail, int iteration, int steps_k, int group_row, int lane) {
-    int previous = -1;
-    for (int k = 0; k < steps_k; ++k, ++iteration) {
-        const int stage = iteration % STAGES, phase = iteration / STAGES & 1;
-        barrier_wait(shared_address(&tail.full[stage]), phase);
-        const unsigned a = ring + stage * STAGE_BYTES + group_row * TILE_K;
-        const unsigned long long a_tile = tile_descriptor(a);
-        const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + A_BYTES);
-        wgmma_fence();
-#pragma unroll
-        for (int part = 0; part < TILE_K / 32; ++part) {
-#pragma unroll
-            for (int block = 0; block < BLOCKS; ++block) {
-                Int8Wgmma<N>::multiply(sums[block], a_tile + block * 512 + part * 2,
-                                       b_tile + part * 2, k > 0 || part > 0);
-            }
-        }
-        wgmma_commit();
-        if (previous >= 0) {
-            wgmma_wait<1>();
-            if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
-        }
-        previous = stage;
-    }
-    if (PINGPONG) end_turn();
-    wgmma_wait<0>();
-    if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
 }
 
 #if BLOCK_SCALES
@@ -84,14 +52,6 @@ __device__ __forceinline__ void multiply_tile_blocks(
     multiply_blocks<TILE_N>(total, scales, steps_k, wait, release);
 }
 #endif
-
-__device__ __forceinline__ void hold_residual(
-    uint4 (&held)[CHUNKS][EACH], int row, int column, Shape shape, const Epilogue& epilogue, int lane) {
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        load_residual(held[chunk], chunk, row, column, shape, epilogue, lane);
-    }
-}
 
 __device__ __forceinline__ void consume(
     unsigned ring, Tail& tail, Shape shape, const Epilogue& epilogue) {
@@ -119,10 +79,16 @@ __device__ __forceinline__ void consume(
         Sums total;
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
         if (PINGPONG) begin_turn();
+        const auto release = [&](int stage) {
+            if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[stage]), lane);
+        };
+        const auto finish = [] {
+            if (PINGPONG) end_turn();
+        };
         if (HAS_TAIL && tiles.is_tail) {
-            multiply_tile<TAIL_N>(total, ring, tail, iteration, steps_k, group_row, lane);
+            multiply_tile<TAIL_N>(total, ring, tail, iteration, steps_k, group_row, release, finish);
         } else {
-            multiply_tile<TILE_N>(total, ring, tail, iteration, steps_k, group_row, lane);
+            multiply_tile<TILE_N>(total, ring, tail, iteration, steps_k, group_row, release, finish);
         }
 #endif
         iteration += (PINGPONG ? 2 : 1) * steps_k;

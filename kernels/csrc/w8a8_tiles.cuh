@@ -10,6 +10,10 @@
 
 using namespace hopper;
 
+#ifndef SPLIT_K
+#define SPLIT_K 1  // blocks of a cluster that share a tile's K: w8a8_split.cu
+#endif
+
 constexpr int TILE_K = 128;  // bytes of K in a stage: one row of the swizzle
 constexpr int CLUSTER = CLUSTER_M * CLUSTER_N;
 constexpr int GROUP_ROWS = PINGPONG ? TILE_M : TILE_M / 2;  // rows of a tile that a warpgroup owns
