@@ -163,8 +163,8 @@ def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
 
 
 def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
-    """The same for sm_90a alone: SigLIP's products for one frame of 448 pixels and for eight."""
-    for rows in (1024, 8192):
+    """The same for sm_90a alone: SigLIP's products for frames of 448 pixels."""
+    for rows in (1024, 2048, 8192):
         codes = Epilogue(gelu=True, codes_out=rows > w8a8_hopper.FEW_ROWS)
         blocks = Epilogue(residual=True, block_scales=codes.codes_out)
         for epilogue in (Epilogue(head_tokens=1024), Epilogue(residual=True), codes, blocks):

@@ -20,7 +20,7 @@ from nvila_ros.models.generate import Choice
 from nvila_ros.models.inputs import Network
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
-from nvila_ros.models.runtime_memory import out_of_memory, too_little
+from nvila_ros.models.runtime_memory import is_out_of_memory, out_of_memory, too_little
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.trie import TokenTrie
 
@@ -78,12 +78,14 @@ class TorchEngine:
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """See `Nvila.encode_frames`."""
-        return self.model.encode_frames(pixels)
+        with out_of_memory(self.config, self.device, len(pixels)):
+            return self.model.encode_frames(pixels)
 
     @torch.inference_mode()
     def encode_tiles(self, pixels: Tensor, block: tuple[int, int]) -> Tensor:
         """See `Nvila.encode_tiles`."""
-        return self.model.encode_tiles(pixels, block)
+        with out_of_memory(self.config, self.device, self.config.num_video_frames):
+            return self.model.encode_tiles(pixels, block)
 
     @torch.inference_mode()
     def embed_text(self, ids: Sequence[int]) -> Tensor:
@@ -169,7 +171,9 @@ def _load(
 ) -> tuple[Nvila, Tokenizer]:
     try:
         return weights.load(folder, place, dtype)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         config = load_config(folder)
         raise too_little(config, place, num_frames or config.num_video_frames) from error
 

@@ -24,14 +24,21 @@ FORMAT = "nvila_ros adapter 1"
 LORA_IN, LORA_OUT = ".lora_A.weight", ".lora_B.weight"  # (rank, inputs) and (outputs, rank)
 
 
-def save_adapter(folder: Path | str, model: nn.Module, config: AdaptConfig) -> None:
-    """Writes what learns (LoRA, norms, projector), float32; a reader sees all of it or the old."""
+def save_adapter(
+    folder: Path | str, model: nn.Module, config: AdaptConfig, *, writes: bool = True
+) -> None:
+    """Writes what learns (LoRA, norms, projector), float32; a reader sees all of it or the old.
+
+    Every rank of a sharded network has to call it, one of them `writes`.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     learned = learned_tensors(model).items()
     tensors = {name: _whole(value).float().cpu().contiguous() for name, value in learned}
+    if not writes:
+        return
     content = {"format": FORMAT, "adapt": dataclasses.asdict(config)}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / f".{WEIGHTS_FILE}.unfinished"
         save_file(tensors, unfinished)
         unfinished.replace(folder / WEIGHTS_FILE)

@@ -57,6 +57,11 @@ class AdaptConfig:
         return self.alpha / self.rank
 
     @property
+    def has_lora(self) -> bool:
+        """Whether linears carry adapters: such a network has no released names until merged."""
+        return self.tower == "lora" or self.llm in ("lora", "qlora")
+
+    @property
     def is_partial(self) -> bool:
         """Whether anything is adapted or frozen."""
         return (self.tower, self.projector, self.llm) != ("full", "full", "full")
@@ -112,11 +117,12 @@ def target_names(model: Nvila, part: str) -> list[str]:
     ]
 
 
-def running_norms(model: Nvila) -> Iterator[nn.LayerNorm]:
+def running_norms(model: Nvila) -> Iterator[nn.Module]:
     """The tower's norms that its output depends on: `post_layernorm` and unused layers' are not."""
     layers = model.vision_tower.vision_model.encoder.layers[: model.config.num_vision_layers]
     for layer in layers:
-        yield from (layer.layer_norm1, layer.layer_norm2)
+        yield layer.get_submodule("layer_norm1")
+        yield layer.get_submodule("layer_norm2")
 
 
 def quantize_nf4(model: Nvila) -> None:
@@ -174,10 +180,9 @@ def parameter_groups(
     model: nn.Module, learning_rate: float, config: AdaptConfig, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """What learns, the tower at its smaller rate; groups have a `name`, empty ones are left out."""
-    tower, rest = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (tower if "vision_tower." in name else rest).append(parameter)
+    learning = [each for each in model.named_parameters() if each[1].requires_grad]
+    tower = [parameter for name, parameter in learning if "vision_tower." in name]
+    rest = [parameter for name, parameter in learning if "vision_tower." not in name]
     rates = {
         "tower": learning_rate / config.tower_learning_rate_ratio,
         "rest": learning_rate,

@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -148,11 +149,10 @@ class RunState:
             return
         import torch.distributed.checkpoint as dcp
 
-        dcp.save(
-            self._learner_state(),
-            storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
-            no_dist=self.ranks.count == 1,
-        )
+        state = self._learner_state()
+        with _one_rank_is_meant():
+            writer = dcp.FileSystemWriter(folder, sync_files=True)
+            dcp.save(state, storage_writer=writer, no_dist=self.ranks.count == 1)
 
     def _read_learner(self, folder: Path) -> None:
         if self.ranks.kind == "deepspeed":
@@ -164,7 +164,9 @@ class RunState:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
         state = self._learner_state()
-        dcp.load(state, storage_reader=dcp.FileSystemReader(folder), no_dist=self.ranks.count == 1)
+        with _one_rank_is_meant():
+            reader = dcp.FileSystemReader(folder)
+            dcp.load(state, storage_reader=reader, no_dist=self.ranks.count == 1)
         set_state_dict(
             self.learner,
             self.optimizer.optimizer,
@@ -196,6 +198,14 @@ class RunState:
             f"{kept.name if kept else 'the start of the stage'}: make room, then go on with "
             "--resume"
         ) from problem
+
+
+@contextlib.contextmanager
+def _one_rank_is_meant() -> Iterator[None]:
+    """Without torch's warning that one process saves alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 @contextlib.contextmanager

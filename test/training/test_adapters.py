@@ -223,3 +223,49 @@ def test_qlora_trains_saves_and_needs_a_checkpoint_to_merge(make_model, tokenize
     merged, _ = weights.load(tmp_path / "merged")
     difference = (answer(merged) - answer(model)).norm() / answer(model).norm()
     assert difference < 0.3  # NF4's own error: training saw rounded weights, merging does not
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize("llm", ["lora", "qlora"])
+def test_a_run_resumes_from_what_learns_alone(make_model, tmp_path, llm):
+    if llm == "qlora":
+        pytest.importorskip("bitsandbytes")
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_state_dict,
+        set_state_dict,
+    )
+
+    config = AdaptConfig(tower="layernorm", llm=llm, rank=4, dropout=0.0)
+    options = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+    def make():
+        torch.manual_seed(0)
+        model = adapt(make_model(width=64), config)
+        return model, torch.optim.AdamW(parameter_groups(model, 0.02, config))
+
+    def run(model, optimizer, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            answer(model).square().mean().backward()
+            optimizer.step()
+
+    whole = make()
+    run(*whole, 4)
+    first = make()
+    run(*first, 2)
+    weights, states = get_state_dict(*first, options=options)
+    dcp.save({"model": weights, "optimizer": states}, checkpoint_id=tmp_path, no_dist=True)
+    second = make()
+    weights, states = get_state_dict(*second, options=options)
+    state = {"model": weights, "optimizer": states}
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(
+        *second,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=options,
+    )
+    run(*second, 2)
+    assert torch.equal(answer(second[0]), answer(whole[0]))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvila_ros.training.data.encoding import encode
+from nvila_ros.training.data.encoding import Encoded, encode
 from nvila_ros.training.data.packing import PackedBatch, pack
 from nvila_ros.training.data.sample import Sample, Turn
 from nvila_ros.training.train import RunOptions, run_stage
@@ -85,6 +85,13 @@ class ToyBatches:
         return self
 
     def __next__(self) -> PackedBatch:
+        batch = pack(self.take())
+        if self.settings.get("poison") in batch.keys:
+            batch = dataclasses.replace(batch, pixels=torch.full(batch.pixels.shape, torch.nan))
+        return batch
+
+    def take(self) -> list[Encoded]:
+        """The samples of the next sequence."""
         number = self.number * self.count + self.rank
         if self.settings.get("die_at") == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -95,10 +102,7 @@ class ToyBatches:
             toy_sample(10 * number + place, not text_only and place != 2)
             for place in range(2 + number % 3)
         ]
-        batch = pack([encode(sample, self.tokenizer, self.config) for sample in samples])
-        if self.settings.get("poison") in batch.keys:
-            batch = dataclasses.replace(batch, weights=batch.weights * float("inf"))
-        return batch
+        return [encode(sample, self.tokenizer, self.config) for sample in samples]
 
     def state_dict(self) -> dict[str, Any]:
         return {"number": self.number}
@@ -116,7 +120,7 @@ def run(settings: dict[str, Any]) -> None:
         start=Path(settings["start"]) if settings.get("start") else None,
         stop_after=settings.get("stop_after"),
         overrides=tuple(settings.get("overrides", ())),
-        use_cpu=True,
+        use_cpu=not settings.get("gpu_path"),
     )
 
     def open_batches(recipe, tokenizer, model, ranks) -> ToyBatches:

@@ -159,3 +159,17 @@ def test_the_fast_ways_equal_the_mask(implementation: str) -> None:
         pairs.append([mixed, *(states.grad for states in inputs)])
     for fast, slow in zip(*pairs, strict=True):
         torch.testing.assert_close(fast, slow, rtol=2e-2, atol=5e-2)
+
+
+def test_equal_tiles_are_encoded_once(model: Nvila, samples: list[Encoded]) -> None:
+    """Three frames of history: five black tiles are one; twice the sample adds no tile."""
+    frames = tuple(np.full((40, 40, 3), 40 * n, np.uint8) for n in range(1, 4))
+    turn = Turn(user="Go to the red chair.", answer="The next action is stop.")
+    row = Sample(key="n", source="s", kind="navigation", frames=frames, turns=(turn,))
+    short = encode(row, TOKENIZER, CONFIG)
+    batch = pack([short, samples[1], short])
+    assert len(short.tiles) == 8 and len(batch.pixels) == 5 and batch.num_tiles == (8, 1, 8)
+    with torch.no_grad():
+        together = losses(model, batch, "split")
+        alone = torch.cat([losses(model, pack([one]), "split") for one in (short, samples[1])])
+    torch.testing.assert_close(together[: len(alone)], alone, rtol=1e-4, atol=1e-4)
