@@ -170,13 +170,14 @@ class Kernel:
         check(status, f"{self.name}: occupancy")
         return count.value
 
-    def max_clusters(self, num_threads: int, shared_bytes: int) -> int:
-        """How many of its clusters (`__cluster_dims__`) the device holds at a time."""
+    def max_clusters(self, cluster: int, num_threads: int, shared_bytes: int) -> int:
+        """How many clusters of that many blocks (its `__cluster_dims__`) run at a time."""
         self.allow_shared(shared_bytes)
         use_context(self._device)
-        count, one = ctypes.c_int(), (ctypes.c_uint * 3)(1, 1, 1)
+        count = ctypes.c_int()
+        grid = (ctypes.c_uint * 3)(cluster, 1, 1)  # whole clusters, else CUDA refuses (error 912)
         threads = (ctypes.c_uint * 3)(num_threads, 1, 1)
-        config = _LaunchConfig(one, threads, shared_bytes, None, None, 0)
+        config = _LaunchConfig(grid, threads, shared_bytes, None, None, 0)
         status = cuda().cuOccupancyMaxActiveClusters(
             ctypes.byref(count), self._function, ctypes.byref(config)
         )

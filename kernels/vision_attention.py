@@ -72,7 +72,7 @@ class HeadAttention:
         self._kernel = build.load(SOURCE, options, inputs.device.index).kernel("vision_attention")
         cluster = options["CLUSTER"]
         tiles = -(-vision_heads.num_blocks(self.tokens) // cluster) * self.num_heads * self.frames
-        clusters = self._kernel.max_clusters(THREADS, self._shared_bytes)
+        clusters = self._kernel.max_clusters(cluster, THREADS, self._shared_bytes)
         self._blocks = min(tiles, clusters) * cluster
 
     def launch(self, programmatic: bool = False) -> None:

@@ -125,7 +125,7 @@ class HopperGemm:
             assert self.k >= tiling.split_k * TILE_K, (self.k, tiling)
         else:
             shared_bytes = tiling.shared_bytes(epilogue.codes_out)
-            clusters = min(clusters, self._kernel.max_clusters(THREADS, shared_bytes))
+            clusters = min(clusters, self._kernel.max_clusters(tiling.cluster, THREADS, shared_bytes))
         self._blocks = clusters * tiling.cluster
 
     def launch(
