@@ -170,7 +170,7 @@ def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
         for epilogue in (Epilogue(head_tokens=1024), Epilogue(residual=True), codes, blocks):
             inputs = SIGLIP_INNER if epilogue is blocks else SIGLIP_WIDTH
             tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
-            yield tiling.source, tiling.defines(epilogue)
+            yield w8a8_hopper.SOURCE, tiling.defines(epilogue)
 
 
 def _is_fast(inputs: Tensor) -> bool:

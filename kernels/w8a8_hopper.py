@@ -10,11 +10,10 @@ from torch import Tensor
 
 from nvila_ros.kernels import build, driver
 
-SOURCE, SPLIT_SOURCE = "w8a8_hopper.cu", "w8a8_split.cu"
+SOURCE = "w8a8_hopper.cu"
 TILE_K = 128
 BLOCK_K = 192  # columns that share a scale in a row of codes, where there are several
 THREADS = 384
-CONSUMER_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -39,25 +38,17 @@ class Tiling:
     cluster_n: int = 1
     pingpong: bool = False
     tail_n: int = 0  # width of the last column of tiles, where its products are narrower; 0: none
-    split_k: int = 1  # blocks of a cluster that share a tile's K
 
     @property
     def cluster(self) -> int:
         """Blocks in a cluster."""
-        return self.cluster_m * self.cluster_n * self.split_k
+        return self.cluster_m * self.cluster_n
 
     @property
-    def source(self) -> str:
-        """Which file of csrc/ has the kernel."""
-        return SPLIT_SOURCE if self.split_k > 1 else SOURCE
-
-    def shared_bytes(self, codes_out: bool = False) -> int:
+    def shared_bytes(self) -> int:
         """The ring, what lies behind it, and room to align."""
         ring = self.stages * (self.tile_m + self.tile_n) * TILE_K
-        vectors = next((v for v in (8, 7, 6, 5) if self.tile_n % (8 * v) == 0), 2)
-        vectors = self.tile_n // 8 if codes_out else vectors
-        staging = CONSUMER_WARPS * 16 * 16 * (vectors // 2 * 2 + (3 if vectors % 2 else 1))
-        return ring + staging + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
+        return ring + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
 
     def num_tiles(self, m: int, n: int) -> int:
         """Tiles of whole clusters that cover (m, n)."""
@@ -78,24 +69,23 @@ class Tiling:
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
             "TOKENS": epilogue.head_tokens,
-            "SPLIT_K": self.split_k,
         }
 
 
 FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
-LONG_K = 2048  # with few rows, blocks share a K longer than that
+LONG_K = 2048  # with few rows, this needs other tiles
 
 
 def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
-    """The tiling for m rows of k inputs, measured on an H100 (1,024, 8,192 rows; not split_k)."""
+    """The tiling for m rows of k inputs, measured on an H100 (1,024 and 8,192 rows)."""
     if epilogue.block_scales:
         return Tiling(128, 192, 5, 2) if m > 2 * FEW_ROWS else Tiling(128, 80, 6, 1, 2)
     if epilogue.codes_out:
-        return Tiling(128, BLOCK_K, 4, 2, pingpong=True)
+        return Tiling(128, BLOCK_K, 5, 2, pingpong=True)
     if m > 2 * FEW_ROWS:
-        return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 4, 2, 1, True)
+        return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 5, 2, 1, True)
     if epilogue.residual:
-        return Tiling(256, 144, 4, split_k=4) if k > LONG_K else Tiling(128, 96, 6)
+        return Tiling(128, 96, 6, 4) if k > LONG_K else Tiling(128, 80, 6)
     return Tiling(256, 144, 4, 2) if epilogue.gelu else Tiling(128, 224, 4, 2)
 
 
@@ -117,15 +107,11 @@ class HopperGemm:
         self.tiling = tiling
         self.epilogue = epilogue
         defines = {**tiling.defines(epilogue), **(extra_defines or {})}
-        self._kernel = build.load(tiling.source, defines, codes.device.index).kernel("w8a8_gemm")
+        self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
         self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
-        clusters = tiling.num_tiles(self.m, self.n)
-        if tiling.split_k > 1:  # a cluster for every tile, else clusters take tiles in turn
-            assert self.k >= tiling.split_k * TILE_K, (self.k, tiling)
-        else:
-            shared_bytes = tiling.shared_bytes(epilogue.codes_out)
-            clusters = min(clusters, self._kernel.max_clusters(tiling.cluster, THREADS, shared_bytes))
+        fitting = self._kernel.max_clusters(tiling.cluster, THREADS, tiling.shared_bytes)
+        clusters = min(tiling.num_tiles(self.m, self.n), fitting)
         self._blocks = clusters * tiling.cluster
 
     def launch(
@@ -159,7 +145,7 @@ class HopperGemm:
             grid=(self._blocks,),
             block=(THREADS,),
             args=[*arguments, self.m, self.n, self.k, out.stride(0)],
-            shared_bytes=self.tiling.shared_bytes(self.epilogue.codes_out),
+            shared_bytes=self.tiling.shared_bytes,
             programmatic=programmatic,
         )
         return out

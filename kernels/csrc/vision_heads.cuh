@@ -26,12 +26,13 @@ __host__ __device__ constexpr int head_bytes(int blocks) {
 }
 
 // Byte within a head of the 8 columns from 8 * part of a token.
-__device__ __forceinline__ int vector_offset(int token, int part, int blocks, bool is_value) {
-    const int swizzle = token & 7;
-    if (part < HIGH / 8) return token * 128 + ((part ^ swizzle) << 4);
-    const int low = blocks * HIGH_BYTES;
-    if (is_value) return low + token % BLOCK * 128 + ((token / BLOCK ^ swizzle) << 4);
-    return low + token * 32 + ((token >> 2 & 1) << 4);
+__device__ __forceinline__ unsigned vector_offset(
+    unsigned token, unsigned part, unsigned blocks, bool is_value) {
+    const unsigned swizzle = token & 7;
+    const unsigned high = token * 128 + ((part ^ swizzle) << 4);
+    const unsigned low_of_value = token % BLOCK * 128 + ((token / BLOCK ^ swizzle) << 4);
+    const unsigned low = is_value ? low_of_value : token * 32 + ((token >> 2 & 1) << 4);
+    return part < HIGH / 8 ? high : blocks * HIGH_BYTES + low;
 }
 
 }  // namespace heads

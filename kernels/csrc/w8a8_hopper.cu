@@ -21,6 +21,9 @@
 #include "w8a8_tiles.cuh"
 #include "w8a8_wgmma.cuh"
 
+#ifndef ORDERED
+#define ORDERED BLOCK_SCALES
+#endif
 static_assert(!CODES_OUT || TILE_N == BLOCK_K, "a tile's columns are a block of the next K");
 
 // A warpgroup waits for stages only while it is its turn: a barrier tells a stage's phase from the one
@@ -49,7 +52,13 @@ __device__ __forceinline__ void multiply_tile_blocks(
         const int stage = (iteration + k) % STAGES;
         if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[stage]), lane);
     };
-    multiply_blocks<TILE_N>(total, scales, steps_k, wait, release);
+    const auto begin = [] {
+        if (ORDERED) begin_turn();
+    };
+    const auto end = [] {
+        if (ORDERED) end_turn();
+    };
+    multiply_blocks<TILE_N>(total, scales, steps_k, wait, release, begin, end);
 }
 #endif
 
@@ -60,16 +69,17 @@ __device__ __forceinline__ void consume(
     const int steps_k = (shape.k + TILE_K - 1) / TILE_K;
     const int group_row = PINGPONG ? 0 : group * GROUP_ROWS;
     float2* columns = tail.columns[group];
-    unsigned char* staging = tail.staging[group * 4 + warp];
     int iteration = PINGPONG ? group * steps_k : 0;
-    if (PINGPONG && group == 1) end_turn();  // the first turn is the other's
+    if ((PINGPONG || ORDERED) && group == 1) end_turn();  // the first turn is the other's
     for (Tiles tiles(shape, PINGPONG ? group : 0); !tiles.done();) {
         int row, column;
         tiles.locate(rank, row, column);
         named_barrier(1 + group, 128);  // the last tile's columns have been read
         load_columns(columns, column, thread, shape, epilogue);
-        const int first_row = row + group_row + warp * 16;
-        uint4 held[CHUNKS][EACH];
+        int first_row = row + group_row + warp * 16;
+        Residual held;
+        Scales scales;
+        load_row_scales(scales, first_row, shape, epilogue, lane);
 #if BLOCK_SCALES
         float total[1][TILE_N / 2];
         multiply_tile_blocks(total[0], ring, tail, iteration, steps_k, group_row, lane,
@@ -77,6 +87,8 @@ __device__ __forceinline__ void consume(
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
 #else
         Sums total;
+#pragma unroll
+        for (int i = 0; i < BLOCKS * TILE_N / 2; ++i) total[i / (TILE_N / 2)][i % (TILE_N / 2)] = 0;
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
         if (PINGPONG) begin_turn();
         const auto release = [&](int stage) {
@@ -93,16 +105,16 @@ __device__ __forceinline__ void consume(
 #endif
         iteration += (PINGPONG ? 2 : 1) * steps_k;
         named_barrier(1 + group, 128);  // this tile's columns have been written
+        asm volatile("" : "+r"(first_row), "+r"(column));  // addresses need no registers before this
+#if CODES_OUT
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
-#if CODES_OUT
-            store_codes(total[block], first_row + block * 64, column, shape, epilogue, columns,
-                        staging, lane);
-#else
-            store_rows(total[block], held, first_row + block * 64, column, shape, epilogue, columns,
-                       staging, lane);
-#endif
+            store_codes(total[block], scales[block], first_row + block * 64, column, shape, epilogue,
+                        columns, lane);
         }
+#else
+        store_rows(total, held, scales, first_row, column, shape, epilogue, columns, lane);
+#endif
         tiles.advance();
         if (PINGPONG) tiles.advance();
     }

@@ -122,4 +122,4 @@ def test_every_product_of_one_to_eight_frames_can_be_compiled_ahead():
         )
         for inputs, epilogue in products:
             tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
-            assert (tiling.source, tiling.defines(epilogue)) in ahead, (frames, epilogue)
+            assert (w8a8_hopper.SOURCE, tiling.defines(epilogue)) in ahead, (frames, epilogue)
