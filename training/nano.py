@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.batches import Batch, BatchMaker
-from nvila_ros.training.checkpoint import save_run
+from nvila_ros.training.checkpoint import NETWORK_FILE, save_run
 from nvila_ros.training.collector import Collector
 from nvila_ros.training.fleet import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.fleet_pool import FleetPool
@@ -64,6 +64,7 @@ class NanoTrainer:
             num_rounds=recipe.num_rounds,
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
+            network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage
         self.micro_batch = Captured(self._micro_batch, captured)
@@ -194,7 +195,7 @@ class NanoTrainer:
     def log(self, stage: Stage, progress: float) -> None:
         """One JSON line: losses since the last one, rates and success so far."""
         seconds = time.monotonic() - self.started_s
-        micro_batches = max(1, self.num_steps - self.num_logged_steps) * self.recipe.micro_batches
+        micro_batches = (self.num_steps - self.num_logged_steps) * self.recipe.micro_batches
         self.num_logged_steps = self.num_steps
         collector = self.collector
         line: dict[str, float | str] = {
@@ -213,7 +214,7 @@ class NanoTrainer:
             "poll_s": round(collector.waited_s, 1),
             "answer_s": round(collector.answered_s, 1),
         }
-        if self.loss_names:
+        if micro_batches:
             for name, value in zip(self.loss_names, self.sums.tolist(), strict=True):
                 line[name] = round(value / micro_batches, 4)
             self.sums.zero_()
@@ -231,3 +232,4 @@ class NanoTrainer:
     def save(self) -> None:
         """Writes the weights under the run's folder, the last good one replaced atomically."""
         save_run(self.out, self.model, self.heads, self.optimizers)
+        (self.out / NETWORK_FILE).write_text(json.dumps(asdict(self.recipe.network)) + "\n")

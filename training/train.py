@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,10 @@ def run_stage(
             model.to_empty(device="cpu")  # memory is taken only where it is written to
     change_network(model, tokenizer, recipe.network)
     batches = (open_batches or open_mixture)(recipe, tokenizer, model, ranks)
-    engine = Engine(recipe, model, batches, ranks, folder)
+    config = model.config
+    names = [config.time_token_format.format(t=t) for t in range(config.num_time_tokens)]
+    time_ids = [tokenizer.id(name) for name in names]
+    engine = Engine(recipe, model, batches, ranks, folder, time_ids)
     if checkpoint is not None:
         engine.resume(checkpoint)
         if ranks.is_main:
@@ -100,9 +104,22 @@ def run_stage(
     if options.stop_after is not None and engine.step >= options.stop_after:
         return None
     if recipe.adapt.has_lora:
-        return save_adapted(folder, ranks, model, recipe.adapt, _kept_start(folder, start))
-    dtype = getattr(torch, recipe.engine.output_dtype)
-    return save_output(folder, ranks, engine.learner, model, tokenizer, dtype)
+        kept = _kept_start(folder, start)
+        output = save_adapted(folder, ranks, model, recipe.adapt, kept)
+    else:
+        dtype = getattr(torch, recipe.engine.output_dtype)
+        output = save_output(folder, ranks, engine.learner, model, tokenizer, dtype)
+    if recipe.score_scenes and ranks.is_main:
+        _score(folder, output, recipe, ranks.device)
+    ranks.wait()
+    return output
+
+
+def _score(folder: Path, output: Path, recipe: StageRecipe, device: torch.device) -> None:
+    from nvila_ros.training.stage_scores import score_output
+
+    for name, tasks in score_output(folder, output, recipe, device).items():
+        sys.stderr.write(f"nvila: {recipe.stage} {name}: {json.dumps(tasks)}\n")
 
 
 def _kept_start(folder: Path, start: Path | None) -> Path:
@@ -119,11 +136,23 @@ def run_chain(family: str, options: RunOptions, stages: Sequence[str] = STAGES) 
     """All stages of a family, each from the last one's output; finished ones are kept (resume)."""
     output: Path | None = None
     for stage in stages:
-        sys.stderr.write(f"nvila: {family} {stage}\n")
+        if is_first_rank():
+            sys.stderr.write(f"nvila: {family} {stage}\n")
         own = dataclasses.replace(options, start=options.start if stage == stages[0] else None)
         output = run_stage(recipe_path(family, stage), own)
     assert output is not None
     return output
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all, known before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def part_ranks() -> None:
+    """Leaves the group of processes that the stages were trained in."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def start_of(recipe: StageRecipe, options: RunOptions) -> Path | None:

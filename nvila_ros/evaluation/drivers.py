@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from nvila_ros.mirrored_policy import MirroredPolicy
     from nvila_ros.policy import NavigationPolicy
     from nvila_ros.sim.oracle import Planner
 
@@ -14,6 +15,7 @@ class Driver(Protocol):
     """Chooses one of the ten motions from what it has seen."""
 
     needs_camera: bool
+    probabilities: tuple[float, ...]  # of all ten at the last choice; empty where there are none
 
     def start(self, instruction: str, planner: "Planner") -> None:
         """Begins an episode; only an oracle may look at the planner."""
@@ -30,8 +32,9 @@ class ModelDriver:
 
     needs_camera = True
 
-    def __init__(self, policy: "NavigationPolicy") -> None:
+    def __init__(self, policy: "NavigationPolicy | MirroredPolicy") -> None:
         self._policy = policy
+        self.probabilities: tuple[float, ...] = ()
 
     def start(self, instruction: str, planner: "Planner") -> None:
         """Hands over the instruction; the planner is not looked at."""
@@ -46,6 +49,7 @@ class ModelDriver:
     def choose(self) -> tuple[int, float]:
         """Asks the policy."""
         decision = self._policy.decide()
+        self.probabilities = decision.probabilities
         self._policy.tried(decision)  # a rollout carries out whatever is chosen
         return decision.index, decision.confidence
 
@@ -54,6 +58,7 @@ class OracleDriver:
     """The planner's best motion at the true pose: the upper bound, and a check of the loop."""
 
     needs_camera = False
+    probabilities: tuple[float, ...] = ()
 
     def start(self, instruction: str, planner: "Planner") -> None:
         """Keeps the planner."""

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -27,7 +28,9 @@ from nvila_ros.evaluation.typed_goal import with_instruction
 from nvila_ros.evaluation.video import write_drive_video
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.prompt import clean_instruction
+from nvila_ros.nodes import demo_dashboard
 from nvila_ros.nodes.child_processes import ChildProcesses, PeakMemory
+from nvila_ros.nodes.demo_dashboard import DemoDashboard
 from nvila_ros.ros_environment import process_environment
 from nvila_ros.sim.episodes import Episode, episode_from_seed
 
@@ -49,6 +52,7 @@ class DemoSettings:
     model_path: Path
     output: Path
     timeout_s: float
+    dashboard: bool = True
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -64,12 +68,20 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         f"apartment {episode.seed}, {episode.geodesic_m:.1f} m to the goal, "
         f"ROS domain {os.environ['ROS_DOMAIN_ID']}"
     )
+    if not settings.dashboard:
+        console.print(
+            f"watch it in a browser: ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
+            f"{Path(sys.executable).parent / 'nvila'} dashboard"
+        )
     begin_s = time.monotonic()
     settings.output.mkdir(parents=True, exist_ok=True)
     log_folder = settings.output / "log"
     with ChildProcesses(os.environ, log_folder) as children, PeakMemory(children) as memory:
         _start_nodes(children, settings)
-        record = _drive(children, episode, config.num_video_frames, settings, console)
+        dashboard = DemoDashboard(children, console)
+        if settings.dashboard:
+            dashboard.start()
+        record = _drive(children, episode, config.num_video_frames, settings, console, dashboard)
     drive_s = time.monotonic() - begin_s
     metrics = judge(record, episode, EvaluationConfig())
     codec = write_drive_video(settings.output / "episode.mp4", record, episode, CAMERA_RATE_HZ)
@@ -146,6 +158,7 @@ def _drive(
     num_frames: int,
     settings: DemoSettings,
     console: Console,
+    dashboard: DemoDashboard,
 ) -> DriveRecord:
     """Says the instruction when all is ready and listens until the episode has ended."""
     import rclpy
@@ -171,6 +184,7 @@ def _drive(
             while not is_done() and time.monotonic() < end_s:
                 rclpy.spin_once(listener, timeout_sec=0.1)
                 _check_alive(children)
+                dashboard.look()
             return bool(is_done())
 
         if not spin_until(lambda: listener.ready or listener.finished, START_TIMEOUT_S):
@@ -194,7 +208,7 @@ def _drive(
 
 
 def _check_alive(children: ChildProcesses) -> None:
-    for name in children.ended():
+    for name in set(children.ended()) - {demo_dashboard.NAME}:
         raise NvilaError(
             f"the {name} ended by itself; see {children.log_path(name)}:\n"
             f"{children.last_lines(name)}"

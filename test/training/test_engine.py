@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -12,8 +13,25 @@ from safetensors.torch import load_file
 
 from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
+from nvila_ros.training.data.attention import SampleAttention
+from nvila_ros.training.distributed import _fsdp_plugin
+from nvila_ros.training.fp8 import PrecisionConfig
+from nvila_ros.training.stage_recipe import recipe_path
 from nvila_ros.training.train import RunOptions, run_stage
 
+KINDS = {
+    "ddp": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs the extra 'deepspeed'"
+)
+every_kind = pytest.mark.parametrize(
+    "kind",
+    ["ddp", "fsdp", *(pytest.param(z, marks=needs_deepspeed) for z in ("zero2", "zero3"))],
+)
 PARTS = ("vision_tower", "mm_projector", "llm")
 
 
@@ -62,9 +80,27 @@ def test_a_killed_run_resumes_bit_for_bit(launch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_stage_of_rendered_data_resumes_bit_for_bit(tmp_path: Path) -> None:
+    path = recipe_path("toy", "1_align")
+    overrides = ("schedule.steps=5", "engine.save_every=2")
+    for name, stops in (("whole", [None]), ("cut", [3, None])):
+        for number, stop_after in enumerate(stops):
+            options = RunOptions(
+                runs=tmp_path / name,
+                resume=number > 0,
+                overrides=overrides,
+                use_cpu=True,
+                stop_after=stop_after,
+            )
+            run_stage(path, options)
+    whole, cut = (stored(tmp_path / name / "toy" / "1_align") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.slow
+@every_kind
 def test_two_ranks_equal_one(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     one = launch("one")
     two = launch("two", 2, environment)
     assert two.codes == [0, 0], two.text
@@ -77,9 +113,9 @@ def test_two_ranks_equal_one(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_two_ranks_resume_bit_for_bit(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     whole = launch("whole", 2, environment)
     assert launch("cut", 2, environment, stop_after=4).codes == [0, 0]
     resumed = launch("cut", 2, environment, resume=True)
@@ -90,11 +126,42 @@ def test_two_ranks_resume_bit_for_bit(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_a_rank_that_never_sees_a_picture_does_not_hang(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     run = launch("blind", 2, environment, text_rank=1, overrides=["schedule.steps=2"])
     assert run.codes == [0, 0], run.text
+
+
+@pytest.mark.slow
+def test_one_sharded_process_in_bfloat16_follows_one_in_float32(launch) -> None:
+    """Micro-batches before the last one reach gradients too, also past a layer that never runs."""
+    expected = launch("wide")
+    overrides = ["precision.compute=bfloat16", "engine.checkpoint_layers=true"]
+    found = launch("sharded", 1, KINDS["fsdp"], overrides=overrides)
+    assert found.codes == [0], found.text
+    assert dict(losses(found.log)) == pytest.approx(dict(losses(expected.log)), rel=1e-3)
+
+
+def test_bfloat16_reaches_attention(toy, tmp_path: Path, monkeypatch) -> None:
+    """Flash attention takes half precision alone, and queries, keys and values alike."""
+    seen = set()
+    attend = SampleAttention.__call__
+
+    def spied(self, *states):
+        seen.update(each.dtype for each in states)
+        return attend(self, *states)
+
+    monkeypatch.setattr(SampleAttention, "__call__", spied)
+    run_here(toy, tmp_path, overrides=["schedule.steps=1", "precision.compute=bfloat16"])
+    assert seen == {torch.bfloat16}
+
+
+def test_sharding_does_not_round_what_enters_the_learner() -> None:
+    """A token's weight in bfloat16 would be wrong by up to 0.4 %."""
+    policy = _fsdp_plugin(PrecisionConfig()).mixed_precision_policy
+    assert policy.param_dtype == torch.bfloat16
+    assert not policy.cast_forward_inputs
 
 
 def test_accumulation_equals_one_big_batch(toy, tmp_path: Path) -> None:
@@ -268,3 +335,28 @@ def test_answers_that_are_all_ignored_are_refused(toy, tmp_path: Path, monkeypat
     monkeypatch.setattr(toy.ToyBatches, "__next__", silent)
     with pytest.raises(TrainingError, match="no learned token"):
         run_here(toy, tmp_path)
+
+
+def test_times_are_learned_with_smoothed_targets(toy, tmp_path: Path) -> None:
+    """A batch whose answer is a time: smoothing changes the loss, and only with time_std."""
+    from nvila_ros.training.data.encoding import encode
+    from nvila_ros.training.data.packing import pack
+    from nvila_ros.training.data.sample import Sample, Turn
+    from nvila_ros.training.family import change_network, from_scratch, load_family
+    from nvila_ros.training.fused_loss import LossConfig
+    from nvila_ros.training.learner import Learner
+    from nvila_ros.training.stage_recipe import NetworkChange
+
+    toy.write_recipe(tmp_path)
+    model, tokenizer = from_scratch(load_family(tmp_path), seed=1)
+    change_network(model, tokenizer, NetworkChange(num_time_tokens=10))
+    torch.nn.init.normal_(model.llm.model.embed_tokens.weight)  # new rows are all the same
+    turns = (Turn(user="When is the red door?", answer="<t3> <t7>"),)
+    sample = Sample(key="a", source="toy", kind="text", frames=(), turns=turns)
+    batch = pack([encode(sample, tokenizer, model.config)]).to("cpu", torch.float32)
+    ids = [tokenizer.id(f"<t{number}>") for number in range(10)]
+    plain = Learner(model, LossConfig(), torch.float32)(batch)
+    nearly_plain = Learner(model, LossConfig(), torch.float32, ids, 1e-2)(batch)
+    smooth = Learner(model, LossConfig(), torch.float32, ids, 1.0)(batch)
+    torch.testing.assert_close(nearly_plain, plain)
+    assert float((smooth - plain).detach().abs()) > 1e-4

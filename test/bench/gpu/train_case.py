@@ -44,17 +44,18 @@ class Case:
     num_layers: int | None = None  # of the decoder; None: all of them
     checkpoints: tuple[bool, ...] = (False, True)  # activations kept, or made again
     max_samples: int | None = None  # None: as many as fit
+    budget: float = 1.0  # share of activations that compiled layers keep
+    is_compiled: bool = True
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Of the network that are there."""
         return PARTS if self.has_tower else ("llm",)
 
-    @property
-    def learning_parts(self) -> tuple[str, ...]:
-        """Whose weights' gradients are made in full."""
-        choices = zip(PARTS, (self.adapt.tower, self.adapt.projector, self.adapt.llm), strict=True)
-        return tuple(part for part, how in choices if part in self.parts and how == "full")
+    def parts_that(self, *choices: str) -> tuple[str, ...]:
+        """Parts that are there and learn in one of these ways."""
+        ways = zip(PARTS, (self.adapt.tower, self.adapt.projector, self.adapt.llm), strict=True)
+        return tuple(part for part, way in ways if part in self.parts and way in choices)
 
 
 def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
@@ -72,7 +73,8 @@ def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
     tower.vision_model.encoder.layers[tower.num_layers_to_run :].requires_grad_(False)
     adapt(model, case.adapt)
     to_float8(model, case.precision)
-    compile_layers(model)
+    if case.is_compiled:
+        compile_layers(model, budget=case.budget)
     return model.train()
 
 
@@ -171,8 +173,9 @@ class Trainer:
         """Of one step, recomputation not counted; the padding is no work."""
         frames = len(batch.pixels)
         targets = ANSWER_TOKENS * len(batch.lengths)
-        learns = self.case.learning_parts
-        return batch_flops(self.model.config, batch.lengths, frames, targets, learns)
+        learns = self.case.parts_that("full")
+        adapts = self.case.parts_that("layernorm", "lora", "qlora")
+        return batch_flops(self.model.config, batch.lengths, frames, targets, learns, adapts)
 
 
 def _layers(model: Nvila) -> list[nn.Module]:
@@ -196,7 +199,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
     def whole(name: str, network: str) -> Callable[[], Case]:
         precision = PrecisionConfig(**float8_states)
-        return lambda: Case(name, network, has_tower=True, precision=precision, checkpoints=(True,))
+        return lambda: Case(name, network, has_tower=True, precision=precision, budget=0.7)
 
     return {
         "decoder_bf16": decoder("decoder_bf16", "bfloat16"),
