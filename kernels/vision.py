@@ -16,7 +16,6 @@ from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 from nvila_ros.kernels.w8a8_hopper import BLOCK_K, FEW_ROWS, Epilogue
 
 ROW_BYTES = 128
-MOST_ROWS_AHEAD = 2048  # with more, a product takes long enough to wait for its own weights
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
 
@@ -254,16 +253,9 @@ class VisionEncoder:
         inner = buffers.inner[: 0 if fuses else wide_codes.numel()].view(-1, wide_codes.shape[1])
         steps: list[Callable[[], object]] = []
 
-        def norm(weight: Tensor, bias: Tensor, *ahead: Tensor) -> Callable[[], object]:
-            ahead = ahead if rows <= MOST_ROWS_AHEAD else ()
+        def norm(weight: Tensor, bias: Tensor) -> Callable[[], object]:
             return lambda: vision_rows.layer_norm_quantize(
-                hidden, weight, bias, weights.eps, codes, scales, programmatic=early, ahead=ahead
-            )
-
-        def quantize(source: Tensor, target: Tensor, *ahead: Tensor) -> Callable[[], object]:
-            ahead = ahead if rows <= MOST_ROWS_AHEAD else ()
-            return lambda: vision_rows.quantize(
-                source, target, scales, programmatic=early, ahead=ahead
+                hidden, weight, bias, weights.eps, codes, scales, programmatic=early
             )
 
         def linear(source: Tensor, layer: Int8Linear, out: Tensor, epilogue: Epilogue) -> None:
@@ -273,20 +265,20 @@ class VisionEncoder:
             written = block_scales if epilogue.codes_out else None
             steps.append(lambda: bound.launch(read, out, residual, written, programmatic=early))
 
-        for block, following in zip(weights.blocks, (*weights.blocks[1:], None), strict=True):
-            next_qkv = (following.qkv.weight,) if following is not None else ()
-            steps.append(norm(block.norm1_weight, block.norm1_bias, block.out.weight))
+        for block in weights.blocks:
+            steps.append(norm(block.norm1_weight, block.norm1_bias))
             linear(codes, block.qkv, qkv, to_heads)
             steps.append(lambda: attend.launch(programmatic=early))
-            steps.append(quantize(mixed, codes, block.fc1.weight))
+            steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
             linear(codes, block.out, hidden, Epilogue(residual=True))
-            norm2 = (block.norm2_weight, block.norm2_bias)
-            steps.append(norm(*norm2, block.fc2.weight, *next_qkv))
+            steps.append(norm(block.norm2_weight, block.norm2_bias))
             if fuses:
                 linear(codes, block.fc1, wide_codes, Epilogue(gelu=True, codes_out=True))
                 linear(wide_codes, block.fc2, hidden, Epilogue(residual=True, block_scales=True))
                 continue
             linear(codes, block.fc1, inner, Epilogue(gelu=True))
-            steps.append(quantize(inner, wide_codes))
+            steps.append(
+                lambda: vision_rows.quantize(inner, wide_codes, scales, programmatic=early)
+            )
             linear(wide_codes, block.fc2, hidden, Epilogue(residual=True))
         return steps

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from nvila_ros.kernels import build
@@ -36,22 +33,6 @@ def is_supported(width: int) -> bool:
     return width % VALUES_PER_LOAD == 0 and width <= MOST_THREADS * MOST_VALUES
 
 
-class _Ahead(ctypes.Structure):
-    _fields_ = (("sources", ctypes.c_void_p * 2), ("num_bytes", ctypes.c_int * 2))
-
-
-def _ahead(weights: Sequence[Tensor]) -> _Ahead:
-    """Up to two matrices in rows of equal length, with what lies between these."""
-    assert len(weights) <= 2, len(weights)
-    result = _Ahead()
-    for index, weight in enumerate(weights):
-        num_bytes = weight.shape[0] * weight.stride(0) * weight.element_size()
-        room = weight.untyped_storage().nbytes() - weight.storage_offset() * weight.element_size()
-        result.sources[index] = weight.data_ptr()
-        result.num_bytes[index] = min(num_bytes, room) // 16 * 16
-    return result
-
-
 def _launch(name: str, width: int, arguments: list[object], rows: int, programmatic: bool) -> None:
     options = defines(width, rows <= FEW_ROWS)
     build.load(SOURCE, options).kernel(name).launch(
@@ -71,29 +52,18 @@ def layer_norm_quantize(
     scales: Tensor,
     *,
     programmatic: bool = False,
-    ahead: Sequence[Tensor] = (),
 ) -> None:
-    """(M, D) float16, (D,) float16 twice -> codes (M, D) int8 and scales (M,) float32, in place.
-
-    `ahead`: up to two weights that kernels after this one read; they are fetched into the cache.
-    """
+    """(M, D) float16, (D,) float16 twice -> codes (M, D) int8 and scales (M,) float32, in place."""
     rows, width = hidden.shape
-    numbers = [rows, codes.stride(0), float(eps)]
-    arguments = [hidden, weight, bias, codes, scales, *numbers, _ahead(ahead)]
+    arguments = [hidden, weight, bias, codes, scales, rows, codes.stride(0), float(eps)]
     _launch("layer_norm_quantize", width, arguments, rows, programmatic)
 
 
 def quantize(
-    inputs: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    *,
-    gelu: bool = False,
-    programmatic: bool = False,
-    ahead: Sequence[Tensor] = (),
+    inputs: Tensor, codes: Tensor, scales: Tensor, *, gelu: bool = False, programmatic: bool = False
 ) -> None:
     """(M, K) float16 [GELU first] -> codes (M, K) int8 and scales (M,) float32, in place."""
     rows, width = inputs.shape
     name = "gelu_quantize" if gelu else "quantize"
-    arguments = [inputs, codes, scales, rows, codes.stride(0), _ahead(ahead)]
+    arguments = [inputs, codes, scales, rows, codes.stride(0)]
     _launch(name, width, arguments, rows, programmatic)

@@ -73,7 +73,7 @@ class Tiling:
 
 
 FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
-LONG_K = 2048  # with few rows, this needs other tiles
+LONG_K = 2048  # with few rows, blocks of a cluster share the weights of so long a K
 
 
 def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
@@ -85,7 +85,7 @@ def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
     if m > 2 * FEW_ROWS:
         return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 5, 2, 1, True)
     if epilogue.residual:
-        return Tiling(128, 96, 6, 4) if k > LONG_K else Tiling(128, 80, 6)
+        return Tiling(128, 96, 7, 4) if k > LONG_K else Tiling(128, 96, 7)
     return Tiling(256, 144, 4, 2) if epilogue.gelu else Tiling(128, 224, 4, 2)
 
 
@@ -131,6 +131,7 @@ class HopperGemm:
         the residual are equally far apart, by a multiple of 16 bytes.
         Block scales are (number of blocks, M) float32, those of the inputs and `out_scales`.
         """
+        assert out.untyped_storage().nbytes() < 2**32, "places in the output are counted in 32 bits"
         arguments = [
             self._codes,
             self._weight,

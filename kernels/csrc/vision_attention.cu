@@ -13,23 +13,6 @@
 #include "vision_heads.cuh"
 #include "vision_softmax.cuh"
 #include "vision_wgmma.cuh"
-#ifdef NO_COPY
-#define NO_COPY_(x) 0
-#else
-#define NO_COPY_(x) x
-#endif
-#ifdef NO_SOFTMAX
-#define NO_SOFTMAX_(x) shrink[0] = shrink[1] = 1.f
-#else
-#define NO_SOFTMAX_(x) x
-#endif
-#ifdef NO_ORDER
-#define named_barrier(a, b)
-#define named_arrive(a, b)
-#endif
-#ifndef QUERIES_SHARED
-#define QUERIES_SHARED 0
-#endif
 
 using namespace hopper;
 using heads::HIGH;
@@ -89,9 +72,6 @@ __device__ __forceinline__ int count_tiles(Shape shape) {
 template <int BYTES>
 __device__ __forceinline__ void copy_shared(unsigned target, const char* source, unsigned full) {
     static_assert(BYTES % (16 * CLUSTER) == 0, "parts are copied in 16 bytes");
-#ifdef NO_COPY
-    return;
-#endif
     if (CLUSTER == 1) {
         copy_bytes(target, source, BYTES, full);
         return;
@@ -115,7 +95,7 @@ __device__ __forceinline__ void produce(
         const unsigned tile_full = shared_address(&tail.tile_full[slot.stage]);
         const unsigned target = ring.slots + slot.stage * SLOT_BYTES;
         barrier_wait(shared_address(&tail.tile_empty[slot.stage]), slot.phase ^ 1);
-        barrier_expect(tile_full, SLOT_BYTES - (NO_COPY_(1) ? 0 : VALUE_LOW_BYTES));
+        barrier_expect(tile_full, SLOT_BYTES);
         copy_bytes(target, query + block_of_queries * HIGH_BYTES, HIGH_BYTES, tile_full);
         copy_bytes(target + HIGH_BYTES, query + BLOCKS * HIGH_BYTES + block_of_queries * LOW_BYTES,
                    LOW_BYTES, tile_full);
@@ -123,7 +103,7 @@ __device__ __forceinline__ void produce(
             const unsigned key_full = shared_address(&tail.key_full[turn.stage]);
             const unsigned keys = ring.keys + turn.stage * KEY_BYTES;
             barrier_wait(shared_address(&tail.key_empty[turn.stage]), turn.phase ^ 1);
-            barrier_expect(key_full, NO_COPY_(KEY_BYTES));
+            barrier_expect(key_full, KEY_BYTES);
             copy_shared<HIGH_BYTES>(keys, key + block * HIGH_BYTES, key_full);
             copy_shared<LOW_BYTES>(keys + HIGH_BYTES, key + BLOCKS * HIGH_BYTES + block * LOW_BYTES,
                                    key_full);
@@ -132,7 +112,7 @@ __device__ __forceinline__ void produce(
             }
             const unsigned value_full = shared_address(&tail.value_full[turn.stage]);
             barrier_wait(shared_address(&tail.value_empty[turn.stage]), turn.phase ^ 1);
-            barrier_expect(value_full, NO_COPY_(HIGH_BYTES));
+            barrier_expect(value_full, HIGH_BYTES);
             copy_shared<HIGH_BYTES>(ring.values + turn.stage * HIGH_BYTES, value + block * HIGH_BYTES,
                                     value_full);
             turn.next();
@@ -152,29 +132,14 @@ __device__ __forceinline__ void load_queries(unsigned (&query)[5][4], unsigned b
 }
 
 __device__ __forceinline__ void multiply_keys(
-    float (&scores)[SCORES], const unsigned (&query)[5][4], unsigned shared_queries, unsigned keys) {
-    const int first = (threadIdx.x / 128 - 1) * 64;
-    const unsigned long long queries = tile_descriptor<128>(shared_queries + first * 128);
-    const unsigned long long low_queries = tile_descriptor<32>(shared_queries + HIGH_BYTES + first * 32);
+    float (&scores)[SCORES], const unsigned (&query)[5][4], unsigned keys) {
     const unsigned long long high = tile_descriptor<128>(keys);
     const unsigned long long low = tile_descriptor<32>(keys + HIGH_BYTES);
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-#ifndef NO_QK
-#if QUERIES_SHARED
-        HalfWgmma<KEYS, 0>::multiply_shared(scores, queries + step * 2, high + step * 2, step > 0);
-#else
         HalfWgmma<KEYS, 0>::multiply(scores, query[step], high + step * 2, step > 0);
-#endif
-#endif
     }
-#ifndef NO_QK
-#if QUERIES_SHARED
-    HalfWgmma<KEYS, 0>::multiply_shared(scores, low_queries, low, 1);
-#else
     HalfWgmma<KEYS, 0>::multiply(scores, query[4], low, 1);
-#endif
-#endif
 }
 
 // `low`: the 8 low columns of the block's values, a part of swizzled rows as the high ones are.
@@ -183,9 +148,6 @@ __device__ __forceinline__ void multiply_values(
     int accumulate) {
     const unsigned long long both = tile_descriptor<128>(high, low - high);
     const unsigned long long apart = tile_descriptor<128>(low);
-#ifdef NO_PV
-    return;
-#endif
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
         const int keep = accumulate || step > 0;
@@ -232,7 +194,7 @@ __device__ __forceinline__ void consume(
         softmax.start();
         const auto take_keys = [&]() {
             wgmma_fence();
-            multiply_keys(scores, query, queries, ring.keys + key_turn.stage * KEY_BYTES);
+            multiply_keys(scores, query, ring.keys + key_turn.stage * KEY_BYTES);
             wgmma_commit();
         };
         const auto take_values = [&](int block) {
@@ -243,7 +205,7 @@ __device__ __forceinline__ void consume(
             wgmma_commit();
         };
         barrier_wait(shared_address(&tail.tile_full[slot.stage]), slot.phase);
-        if (!QUERIES_SHARED) load_queries(query, queries, first_row, lane);
+        load_queries(query, queries, first_row, lane);
         barrier_wait(shared_address(&tail.key_full[key_turn.stage]), key_turn.phase);
         named_barrier(2 + group, 256);
         take_keys();
@@ -262,7 +224,7 @@ __device__ __forceinline__ void consume(
             wgmma_wait<1>();
             release(tail.key_empty[key_turn.stage], lane);
             key_turn.next();
-            NO_SOFTMAX_(softmax.take(scores, shrink, scale, TOKENS - block * KEYS, lane));
+            softmax.take(scores, shrink, scale, TOKENS - block * KEYS, lane);
             softmax.finish();
             wgmma_wait<0>();
             release(tail.value_empty[value_turn.stage], lane);

@@ -171,36 +171,12 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Weights that kernels after this one read, on their way to the second-level cache while this one runs.
-struct Ahead {
-    const char* first;
-    const char* second;
-    int first_bytes, second_bytes;  // multiples of 16
-};
-
-__device__ __forceinline__ void prefetch_share(const char* source, int bytes) {
-#if __CUDA_ARCH__ >= 900
-    const int share = (bytes / 16 + gridDim.x - 1) / gridDim.x * 16;
-    const int begin = blockIdx.x * share, size = min(share, bytes - begin);
-    if (size > 0) {
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(source + begin), "r"(size) : "memory");
-    }
-#endif
-}
-
-__device__ __forceinline__ void prefetch(const Ahead& ahead) {
-    if (threadIdx.x != 0) return;
-    prefetch_share(ahead.first, ahead.first_bytes);
-    prefetch_share(ahead.second, ahead.second_bytes);
-}
-
 // Rows past the end repeat the last one, so that every thread reaches every barrier.
 #define FIND_ROW                                                    \
     __shared__ float exchange[ROWS * WARPS];                        \
     const Place here = place();                                     \
     const size_t index = here.row < rows ? here.row : rows - 1;     \
-    let_next_kernel_start();                                        \
-    prefetch(ahead);
+    let_next_kernel_start();
 
 #define TAKE_ROW(inputs)                                            \
     wait_for_previous_kernel();                                     \
@@ -211,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
                         const __half* weight, const __half* bias,  // (WIDTH,)
                         signed char* codes,  // (rows, WIDTH), rows code_stride bytes apart
                         float* scales,       // (rows,)
-                        int rows, int code_stride, float eps, Ahead ahead) {
+                        int rows, int code_stride, float eps) {
     FIND_ROW
     const Packed scales_of_columns(weight, here.thread), shifts(bias, here.thread);  // no kernel writes them
     TAKE_ROW(hidden)
@@ -220,8 +196,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
-    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride,
-             Ahead ahead) {
+    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
     FIND_ROW
     TAKE_ROW(inputs)
     quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
@@ -229,8 +204,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
     gelu_quantize(
-        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride,
-        Ahead ahead) {
+        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
     FIND_ROW
     TAKE_ROW(inputs)
 #pragma unroll

@@ -10,21 +10,6 @@ constexpr int KEYS = 128;         // of a block
 constexpr int SCORES = KEYS / 2;  // a thread's scores of a block
 #define MINUS_INFINITY __int_as_float(0xff800000)
 
-#ifndef BY_POLYNOMIAL
-#define BY_POLYNOMIAL 0
-#endif
-
-// 2^x for x <= 0: a polynomial on the multipliers, for every BY_POLYNOMIAL-th of 8 scores, since the special
-// function units take 16 cycles a warp for two of them.
-__device__ __forceinline__ float power_of_two(float x) {
-    constexpr float SHIFT = 12582912.f;  // 1.5 * 2^23: integers are the low bits of sums
-    x = fmaxf(x, -126.f);
-    const float whole = x + SHIFT, rest = x - (whole - SHIFT);  // rest in [-0.5, 0.5]
-    const float power =
-        0.99992807f + rest * (0.69326099f + rest * (0.24261112f + rest * 0.05517165f));
-    return __int_as_float(__float_as_int(power) + (__float_as_int(whole) << 23));
-}
-
 struct Softmax {
     float best[2], total[2];  // of rows lane / 4 and lane / 4 + 8; best in units of log2
 
@@ -60,12 +45,7 @@ struct Softmax {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     float& score = scores[i + 2 * half + e];
-#ifdef NO_EXP
-                    score = score * scale - now;
-#else
-                    if (i / 4 % 8 < BY_POLYNOMIAL) score = power_of_two(score * scale - now);
-                    else asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(score) : "f"(score * scale - now));
-#endif
+                    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(score) : "f"(score * scale - now));
                     sum[e] += score;
                 }
             }

@@ -60,18 +60,15 @@ __device__ __forceinline__ void multiply_steps(
 }
 
 // 64 rows of a tile: total = sum over blocks of (codes weight^T) * scale of the row's block.
-// wait(k, a, b) gives the descriptors of stage k once it is full, release(k) frees it. Between begin() and
-// end() no other warpgroup asks for products, so that one adds up while the other multiplies.
-template <int N, typename Wait, typename Release, typename Begin, typename End>
+// wait(k, a, b) gives the descriptors of stage k once it is full, release(k) frees it.
+template <int N, typename Wait, typename Release>
 __device__ __forceinline__ void multiply_blocks(
-    float (&total)[N / 2], BlockScales& scales, int steps_k, Wait wait, Release release, Begin begin,
-    End end) {
+    float (&total)[N / 2], BlockScales& scales, int steps_k, Wait wait, Release release) {
     int sums[N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) total[i] = 0.f;
     for (int k = 0; k < steps_k; k += 3) {
         unsigned long long a, b;
-        begin();
         wait(k, a, b);
         wgmma_fence();
         multiply_steps<N, 0, 4>(sums, a, b, true);
@@ -80,12 +77,10 @@ __device__ __forceinline__ void multiply_blocks(
             wgmma_fence();
             multiply_steps<N, 0, 2>(sums, a, b, false);
         }
-        end();
         wgmma_wait<0>();
         release(k);
         scales.template apply<N>(total, sums, k + 1 >= steps_k);
         if (k + 1 >= steps_k) break;
-        begin();
         wgmma_fence();
         multiply_steps<N, 2, 4>(sums, a, b, true);
         if (k + 2 < steps_k) {
@@ -93,7 +88,6 @@ __device__ __forceinline__ void multiply_blocks(
             wgmma_fence();
             multiply_steps<N, 0, 4>(sums, a, b, false);
         }
-        end();
         wgmma_wait<0>();
         release(k + 1);
         if (k + 2 < steps_k) release(k + 2);

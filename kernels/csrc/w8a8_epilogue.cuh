@@ -47,25 +47,12 @@ __device__ __forceinline__ float scaled(float sum, float) { return sum; }  // sc
 
 __device__ __forceinline__ unsigned bits_of(__half2 pair) { return *reinterpret_cast<unsigned*>(&pair); }
 
-#ifndef HALF_GELU
-#define HALF_GELU 0
-#endif
-
 // Two outputs in fp16.
 template <typename Sum>
 __device__ __forceinline__ unsigned two_outputs(Sum first, Sum second, float scale, float4 columns) {
     const float2 values = make_float2(scaled(first, scale) * columns.x + columns.y,
                                       scaled(second, scale) * columns.z + columns.w);
-#if GELU && HALF_GELU
-    const __half2 h = __float22half2_rn(values);
-    const __half2 linear = __float2half2_rn(1.5957691216f), cubic = __float2half2_rn(0.2854192648f);
-    const __half2 inner = __hmul2(h, __hfma2(__hmul2(h, h), cubic, linear));
-    unsigned bits;
-    asm("tanh.approx.f16x2 %0, %1;\n" : "=r"(bits) : "r"(bits_of(inner)));
-    const __half2 pair = __hfma2(h, *reinterpret_cast<const __half2*>(&bits), h);
-#else
     const __half2 pair = __float22half2_rn(make_float2(activate(values.x), activate(values.y)));
-#endif
     return bits_of(pair);
 }
 
@@ -79,15 +66,13 @@ __device__ __forceinline__ void load_columns(
     }
 }
 
-// Never sleeps, but the compiler can't know: what comes next is not begun before, in registers that are
-// not free yet.
+// Never sleeps, but the compiler can't know: what comes next is not begun before, in registers not yet free.
 __device__ __forceinline__ void pause(Shape shape) {
     if (shape.m < 0) asm volatile("nanosleep.u32 0;\n" ::: "memory");
 }
 
-// A warp's sums of 8 columns lie two to a lane. Lanes of a quad trade theirs of four such blocks, so that
-// each gets one block whole: 16 bytes of fp16, without a way through shared memory, which the products of
-// the other warpgroup need.
+// A warp's sums of 8 columns lie two to a lane. Lanes of a quad trade theirs of four such blocks: each gets
+// one block whole, 16 bytes of fp16, past shared memory, which the other warpgroup's products need.
 constexpr int COLUMN_BLOCKS = TILE_N / 8;
 constexpr int GROUPS = (COLUMN_BLOCKS + 3) / 4;  // of four blocks; the last may have two
 
@@ -130,8 +115,7 @@ struct Columns {
     }
 };
 
-// Where a lane's vectors of a group lie, from the row that is `lane / 4` of the warp's first: the others
-// are 8, 64, 72 ... rows further.
+// Where a lane's vectors of a group lie, from row `lane / 4`: the others are 8, 64, 72 ... rows further.
 struct Vectors {
     unsigned row, column, start, step;  // step: elements to the next row
     int rows;                           // that are inside the output, from the first; 0: no column is

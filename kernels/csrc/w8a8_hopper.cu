@@ -21,9 +21,6 @@
 #include "w8a8_tiles.cuh"
 #include "w8a8_wgmma.cuh"
 
-#ifndef ORDERED
-#define ORDERED BLOCK_SCALES
-#endif
 static_assert(!CODES_OUT || TILE_N == BLOCK_K, "a tile's columns are a block of the next K");
 
 // A warpgroup waits for stages only while it is its turn: a barrier tells a stage's phase from the one
@@ -52,13 +49,7 @@ __device__ __forceinline__ void multiply_tile_blocks(
         const int stage = (iteration + k) % STAGES;
         if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[stage]), lane);
     };
-    const auto begin = [] {
-        if (ORDERED) begin_turn();
-    };
-    const auto end = [] {
-        if (ORDERED) end_turn();
-    };
-    multiply_blocks<TILE_N>(total, scales, steps_k, wait, release, begin, end);
+    multiply_blocks<TILE_N>(total, scales, steps_k, wait, release);
 }
 #endif
 
@@ -70,7 +61,7 @@ __device__ __forceinline__ void consume(
     const int group_row = PINGPONG ? 0 : group * GROUP_ROWS;
     float2* columns = tail.columns[group];
     int iteration = PINGPONG ? group * steps_k : 0;
-    if ((PINGPONG || ORDERED) && group == 1) end_turn();  // the first turn is the other's
+    if (PINGPONG && group == 1) end_turn();  // the first turn is the other's
     for (Tiles tiles(shape, PINGPONG ? group : 0); !tiles.done();) {
         int row, column;
         tiles.locate(rank, row, column);
@@ -86,7 +77,7 @@ __device__ __forceinline__ void consume(
                              BlockScales(epilogue.row_scale, first_row + lane / 4, shape.m));
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
 #else
-        Sums total;
+        Sums total;  // zeros, else the compiler keeps the last tile's beside what its epilogue makes of them
 #pragma unroll
         for (int i = 0; i < BLOCKS * TILE_N / 2; ++i) total[i / (TILE_N / 2)][i % (TILE_N / 2)] = 0;
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
