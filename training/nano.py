@@ -69,7 +69,7 @@ class NanoTrainer:
         self.shares_of: Stage | None = None
         self.micro_batch = Captured(self._micro_batch, captured)
         self.batch: Batch
-        self.sums: torch.Tensor  # of the losses since the last line of the log
+        self.sums: torch.Tensor  # of losses since the last line of the log, then how many
         self.loss_names: list[str] = []
         self.num_steps = self.num_logged_steps = 0
         self.started_s = self.ready_s = time.monotonic()
@@ -160,7 +160,7 @@ class NanoTrainer:
             self.batch.copy_from(arrays)
             self.micro_batch(self.batch, self.shares)
         norm = self.guard.clip()
-        self.sums[-1] += torch.where(norm.isfinite(), norm, 0.0) * recipe.micro_batches
+        self.sums[-2] += torch.where(norm.isfinite(), norm, 0.0) * recipe.micro_batches
         for optimizer in self.optimizers:
             optimizer.step()
         self.guard.clear()
@@ -173,15 +173,17 @@ class NanoTrainer:
         (losses["total"] / self.recipe.micro_batches).backward()
         if not self.loss_names:
             self.loss_names = [*losses, "gradient_norm"]
-            self.sums = torch.zeros(len(self.loss_names), device=self.device)
+            self.sums = torch.zeros(len(self.loss_names) + 1, device=self.device)
         values = torch.stack([value.detach().float() for value in losses.values()])
-        self.sums[:-1] += torch.where(values.isfinite().all(), values, 0.0)
+        is_finite = values.isfinite().all()
+        self.sums[:-2] += torch.where(is_finite, values, 0.0)
+        self.sums[-1] += is_finite
         return self.sums
 
     def log(self, stage: Stage, progress: float) -> None:
         """One JSON line: losses since the last one, rates and success so far."""
         seconds = time.monotonic() - self.started_s
-        micro_batches = (self.num_steps - self.num_logged_steps) * self.recipe.micro_batches
+        has_stepped = self.num_steps > self.num_logged_steps
         self.num_logged_steps = self.num_steps
         collector = self.collector
         line: dict[str, float | str] = {
@@ -200,9 +202,10 @@ class NanoTrainer:
             "poll_s": round(collector.waited_s, 1),
             "answer_s": round(collector.answered_s, 1),
         }
-        if micro_batches:
-            for name, value in zip(self.loss_names, self.sums.tolist(), strict=True):
-                line[name] = round(value / micro_batches, 4)
+        if has_stepped:
+            *sums, count = self.sums.tolist()
+            for name, value in zip(self.loss_names, sums, strict=True):
+                line[name] = round(value / max(count, 1.0), 4)
             self.sums.zero_()
             line["skipped"] = self.guard.num_skipped
         for driver, name in ((ORACLE, "oracle"), (STUDENT, "student"), (EXAM, "exam")):
