@@ -16,13 +16,12 @@ from nvila_ros.models import tensorrt_engine
 from nvila_ros.models.engine_file import write_engine
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.onnx_float_layers import float_text
-from nvila_ros.models.onnx_runtime import FINGERPRINT, PRECISION, OnnxVision
+from nvila_ros.models.onnx_runtime import FINGERPRINT, PRECISION, PRECISIONS, OnnxVision
 from nvila_ros.models.onnx_vision import Roundings, vision_graph
 from nvila_ros.models.weights import open_checkpoint
 
 VISION_PARTS = ("vision_tower", "mm_projector")
 FLOAT_LAYERS = "nvila_float_layers"  # of the tower, by name
-PRECISIONS = ("fp32", "fp16", "int8")
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 

@@ -104,8 +104,9 @@ def export(
     floats = float_type or (FloatType.fp32 if engine is EngineName.onnx else FloatType.fp16)
     if precision is not Precision.int8:
         floats = FloatType(precision.value)
-        if float_layers is not None:
-            raise ConfigError("--float-layers is for --precision int8")
+        if float_layers is not None or float_type not in (None, floats):
+            option = "--float-type" if float_layers is None else "--float-layers"
+            raise ConfigError(f"{option} is for --precision int8, precision is {precision.value}")
     written, report = _export_vision(
         model,
         precision.value,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tower of a few thousand weights, exported; and single int8 products in several forms."""
 
+import resource
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,14 @@ def make_frames():
 @pytest.fixture
 def export():
     return write_graph
+
+
+@pytest.fixture
+def largest_file():
+    """Bytes -> no file of this process may become larger, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture
