@@ -2,6 +2,7 @@
 """A tower of a few thousand weights, exported; and single int8 products in several forms."""
 
 import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,29 @@ def graph_of(tmp_path):
         keep_floats(model, float_names("0.fc1,fc2", model.config.num_vision_layers), build_model())
         scales = calibrate(model, list(draw_frames(8)))
         return write_graph(model, tmp_path, "int8", "fp16", scales)
+
+    return make
+
+
+@pytest.fixture
+def wide_int8(tmp_path):
+    """Linears kept in floats -> a graph of three layers as wide as SigLIP's, int8 and halves."""
+
+    def make(kept):
+        config = build_model().config
+        vision = replace(
+            config.vision,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_attention_heads=16,
+            num_hidden_layers=3,
+        )
+        wide = replace(config, vision=vision, mm_vision_select_layer=-1)
+        original = Nvila.from_scratch(wide, std=0.02).eval()
+        model = to_int8(Nvila.from_scratch(wide, std=0.02).eval())
+        keep_floats(model, float_names(kept, 3), original)
+        scales = calibrate(model, list(draw_frames(2)))
+        return write_graph(model, tmp_path / kept, "int8", "fp16", scales)
 
     return make
 

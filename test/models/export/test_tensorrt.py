@@ -10,6 +10,7 @@ from nvila_ros.errors import ConfigError, ExportError
 from nvila_ros.models import tensorrt_engine
 from nvila_ros.models.engine_file import read_description
 from nvila_ros.models.export import export_engine
+from nvila_ros.models.onnx_graph import WEIGHTS_SUFFIX
 from nvila_ros.models.tensorrt_engine import RTX, RTX_GPUS, build_engine, check_gpus
 
 pytest.importorskip("tensorrt_rtx")
@@ -94,3 +95,17 @@ def test_a_file_that_is_no_graph_is_refused_and_logged(tmp_path, caplog):
     path.write_bytes(b"no graph")
     with caplog.at_level(logging.WARNING), pytest.raises(ExportError, match=r"broken\.onnx"):
         build_engine(RTX, path, ["sm89"], (1,))
+
+
+@pytest.mark.slow
+def test_a_tower_of_siglips_width_with_some_linears_in_floats_is_built(tmp_path, wide_int8):
+    """Two of three layers' weights stay int8 in the engine, the first's products are halves."""
+    sizes = {}
+    for kept in ("0.fc1,0.fc2", "none"):
+        graph = wide_int8(kept)
+        engine = build_engine(RTX, graph, ["sm86", "sm89", "sm120"], (1, 8))
+        sizes[kept] = len(engine)
+        weights = graph.with_name(graph.name + WEIGHTS_SUFFIX)
+        assert len(engine) < 1.1 * weights.stat().st_size
+    floats = 2 * 1152 * 4304  # weights that take a byte more
+    assert sizes["0.fc1,0.fc2"] - sizes["none"] == pytest.approx(floats, rel=0.2)
