@@ -2,6 +2,7 @@
 """TensorRT-RTX builds on a machine without a GPU: for which cards, from which forms of int8."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ pytest.importorskip("tensorrt_rtx")
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NVILA_ROS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("gpu", ["sm86", "sm89", "sm120"])
@@ -68,6 +70,18 @@ def test_which_forms_of_int8_are_accepted(product, form, said):
         return
     with pytest.raises(ExportError, match=f"(?i){said}"):
         build_engine(RTX, graph, ["sm89"], (1, 8))
+
+
+def test_the_plain_librarys_calls_with_rtx_in_its_place(graph_of, monkeypatch, cache):
+    """TensorRT itself is in no registry; RTX has its builder's interface, timing cache and all."""
+    monkeypatch.setitem(sys.modules, "tensorrt", pytest.importorskip("tensorrt_rtx"))
+    graph = graph_of("int8")
+    for _ in range(2):  # without a timing cache, then with the one that was kept
+        assert build_engine("tensorrt", graph, ["sm87"], (1, 8))
+        (kept,) = cache.rglob("tensorrt_*.timing")
+        assert kept.stat().st_size > 0
+    kept.write_bytes(b"another version's")
+    assert build_engine("tensorrt", graph, ["sm87"], (1, 8))
 
 
 def test_cards_that_are_not_built_for_are_refused():
