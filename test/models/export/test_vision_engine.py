@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported towers in an engine's place: which is chosen, what is refused, what files say."""
 
+import io
 import json
 import logging
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from nvila_ros import models
 from nvila_ros.errors import ConfigError, ExportError
@@ -114,6 +116,11 @@ def test_the_benchmark_has_a_row_for_the_engines_own_tower_beside_the_exported_o
     owners = {type(getattr(run, "__self__", None)).__name__ for run in seen}
     assert {"TorchEngine", "WithVision"} <= owners
     assert "GPU" in result["not_run"]["tensorrt"]
+    assert result["precisions"] == dict.fromkeys(("torch", "onnxruntime", "floor"), "fp32")
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(vision_bench.table(result))
+    rows = shown.getvalue().splitlines()
+    assert any(row.split()[1:4:2] == ["onnxruntime", "fp32"] for row in rows if "onnx" in row)
 
 
 def test_auto_without_an_export_is_the_engines_own_tower():
