@@ -40,7 +40,7 @@ def test_a_replay_reads_its_arguments_and_adds_to_gradients():
 
 
 def test_graphs_replayed_side_by_side_compute_what_they_compute_alone():
-    """Recorded in one stream they would share cuBLAS's workspace: long sums of few outputs use it."""
+    """In one stream they would share cuBLAS's workspace, which long sums of few outputs use."""
     generator = torch.Generator("cuda").manual_seed(0)
     wide, tall = (
         torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
