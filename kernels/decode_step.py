@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import decode, decode_persistent, decode_plan
+from nvila_ros.kernels import decode, decode_persistent, decode_persistent_plan, decode_plan
+from nvila_ros.kernels.decode_persistent_plan import OLDEST_CAPABILITY
 from nvila_ros.kernels.packing import RowsInt4
 
 
@@ -73,7 +74,8 @@ class DecodeStep:
     ) -> None:
         """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position.
 
-        is_persistent: all layers as one launch, where the GPU has room for it; off by default.
+        is_persistent: all layers as one launch, on Hopper and newer, where the GPU has room for it;
+        off by default.
         """
         self.weights, self.shape = weights, shape
         self.keys, self.values, self.cos_sin = keys, values, cos_sin
@@ -96,22 +98,27 @@ class DecodeStep:
         weights, shape = self.weights, self.shape
         if not wanted or not decode.is_fast(weights.table):
             return None
-        device = decode_plan.device_of(self.keys.device.index)
-        sizes = decode_persistent.Sizes(
+        if torch.cuda.get_device_capability(self.keys.device) < OLDEST_CAPABILITY:
+            return None
+        sizes = decode_persistent_plan.Sizes(
             hidden=weights.table.shape[1],
             intermediate=weights.layers[0].down.num_inputs,
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
+            num_layers=len(weights.layers),
         )
-        if decode_persistent.plan(sizes, device) is None:
-            return None
-        layers = weights.layers
+        device = decode_plan.device_of(self.keys.device.index)
+        cut = decode_persistent_plan.plan(sizes, device)
+        return None if cut is None else self._persistent_layers(cut)
+
+    def _persistent_layers(
+        self, cut: decode_persistent_plan.Cut
+    ) -> decode_persistent.PersistentLayers:
+        layers = self.weights.layers
         matrices = [(each.qkv, each.output, each.gate_up, each.down) for each in layers]
         vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in layers]
-        return decode_persistent.PersistentLayers(
-            sizes, device, matrices, vectors, self.keys, self.values
-        )
+        return decode_persistent.PersistentLayers(cut, matrices, vectors, self.keys, self.values)
 
     def begin(self, token: Tensor, position: int) -> None:
         """Sets what the next `launch` reads; (1,) of any integer type."""

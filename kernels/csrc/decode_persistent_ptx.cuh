@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Instructions of the persistent decode step, sm_90 on: single words between blocks, the bulk copy engine.
+#pragma once
+#include "decode_ptx.cuh"
+
+// ---- words that other blocks read while both run: one access each, in no order
+
+__device__ __forceinline__ void put_word(u64 *place, u64 word) {
+  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(place), "l"(word) : "memory");
+}
+
+__device__ __forceinline__ u64 get_word(const u64 *place) {
+  u64 v;
+  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(place) : "memory");
+  return v;
+}
+
+// Two neighbours: each word is single, the two together are not.
+__device__ __forceinline__ void get_words(const u64 *place, u64 &first, u64 &second) {
+  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(place) : "memory");
+}
+
+// 128 bits at once.
+__device__ __forceinline__ void put_long_word(uint4 *place, u64 low, u64 high) {
+  asm volatile("{\n.reg .b128 v;\nmov.b128 v, {%1, %2};\nst.relaxed.gpu.global.b128 [%0], v;\n}"
+               ::"l"(place), "l"(low), "l"(high) : "memory");
+}
+
+__device__ __forceinline__ void get_long_word(const uint4 *place, u64 &low, u64 &high) {
+  asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%2];\nmov.b128 {%0, %1}, v;\n}"
+               : "=l"(low), "=l"(high) : "l"(place) : "memory");
+}
+
+// Rows of 8x8 halves become columns.
+__device__ __forceinline__ u32 transposed(u32 v) {
+  u32 out;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+  return out;
+}
+
+// ---- the bulk copy engine and the barriers that it reports to
+
+struct alignas(64) Map {  // CUtensorMap
+  u64 words[16];
+};
+
+__device__ __forceinline__ void make_barrier(u32 barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+
+// The copy engine sees the barriers that were made before.
+__device__ __forceinline__ void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ bool has_bytes(u32 barrier, u32 parity) {
+  u32 is_there;
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(is_there) : "r"(barrier), "r"(parity) : "memory");
+  return is_there;
+}
+
+// The map's box: rows of 128 bytes. Of the row at 128 r of a 1024-byte room, chunk c of 16 bytes goes to c ^ r.
+__device__ __forceinline__ void copy_box(u32 target, const Map *map, int column, int row, u32 barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%2, %3}], [%4];"
+               ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
+}

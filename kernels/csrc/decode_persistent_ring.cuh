@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weights on their way: each warp has a ring of units in shared memory, filled by the bulk copy
+// engine, which goes on from matrix to matrix, ahead of the sums and past all waiting.
+#pragma once
+#include "decode_persistent.cuh"
+
+// The units of a warp are the same in every layer: a list in shared memory, made once. Before it: how
+// many each phase has. Of a unit:
+// x: first row of the matrix; y: 32 x piece, and the phase in the upper half; z: its scales, bytes from
+// the layer's; w: where its sums go, floats.
+__device__ __forceinline__ uint4 *units_of_warp(const Step &step) {
+  return reinterpret_cast<uint4 *>(step.shared + UNITS_AT) + threadIdx.x / WARP * (MOST_UNITS + 1);
+}
+
+template <int PHASE>
+__device__ __forceinline__ int list_phase(uint4 *units, int listed, int scales_start) {
+  constexpr int PIECES = pieces_of(PHASE);
+  const Share share(PHASE);
+  const int warp = threadIdx.x / WARP, total = share.tiles(PHASE) * PIECES;
+  const int count = total > warp ? (total - warp + NUM_WARPS - 1) / NUM_WARPS : 0;
+  for (int i = threadIdx.x % WARP; i < count; i += WARP) {
+    const int unit = warp + i * NUM_WARPS, tile = unit / PIECES, piece = unit % PIECES;
+    int row = share.first * 4 + tile * (is_paired(PHASE) ? 8 : HEIGHT);
+    if (PHASE == QKV) row += row / HALF_DIM * HALF_DIM;  // pairs -> first halves of heads
+    units[listed + i] = make_uint4(row, piece * (UNIT_INPUTS / 8) | PHASE << 16,
+                                   scales_start + ((blockIdx.x * most_tiles(PHASE) + tile) * PIECES + piece) * SCALE_BYTES,
+                                   piece * sums_stride(PHASE) + tile * TILE);
+  }
+  return count;
+}
+
+// By each warp for itself.
+__device__ __forceinline__ void list_units(const Step &step) {
+  uint4 *counts = units_of_warp(step), *units = counts + 1;
+  const int qkv = list_phase<QKV>(units, 0, 0);
+  const int output = list_phase<OUTPUT>(units, qkv, scale_bytes(QKV));
+  const int gate_up = list_phase<GATE_UP>(units, qkv + output, scale_bytes(QKV) + scale_bytes(OUTPUT));
+  const int down = list_phase<DOWN>(units, qkv + output + gate_up, LAYER_SCALE_BYTES - scale_bytes(DOWN));
+  if (threadIdx.x % WARP == 0) *counts = make_uint4(qkv, output, gate_up, down);
+  __syncwarp();
+}
+
+struct Ring {
+  uint4 *list;                   // of units
+  u32 codes, scales, barriers;   // this warp's
+  int load_stage, layer, next, units;  // to be loaded; units of a layer
+  int use_stage, used;           // of the layer's units
+  u32 parity;
+
+  __device__ __forceinline__ explicit Ring(const Step &step) {
+    const u32 base = shared_address(step.shared), warp = threadIdx.x / WARP;
+    codes = base + warp * (STAGES * CODE_BYTES);
+    scales = base + SCALES_AT + warp * (STAGES * SCALE_BYTES);
+    barriers = base + BARRIERS_AT + warp * (STAGES * 8);
+    list = units_of_warp(step) + 1;
+    const uint4 counts = list[-1];
+    units = counts.x + counts.y + counts.z + counts.w;
+    load_stage = layer = next = use_stage = used = 0;
+    parity = 0;
+  }
+
+  // Asks for the warp's next unit, into the place that was freed last. After the last: nothing.
+  // Rows past the share come along and are not looked at, past the matrix: zeros.
+  __device__ __forceinline__ void load(const Step &step) {
+    if (next == units) next = 0, layer++;
+    if (layer >= LAYERS || !units) return;
+    if (threadIdx.x % WARP == 0) {
+      const uint4 unit = list[next];
+      const int phase = unit.y >> 16, column = unit.y & 0xffffu, row = unit.x;
+      const u32 barrier = barriers + load_stage * 8, target = codes + load_stage * CODE_BYTES;
+      const Map *map = step.maps.codes + layer * NUM_PHASES + phase;
+      const bool paired = is_paired(phase);
+      expect_bytes(barrier, (paired ? TILE : HEIGHT) * (UNIT_INPUTS / 2) + SCALE_BYTES);
+      copy_box(target, map, column, row, barrier);
+      if (paired) copy_box(target + CODE_BYTES / 2, map, column, row + (phase == QKV ? HALF_DIM : INTERMEDIATE), barrier);
+      copy_bytes(scales + load_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z, SCALE_BYTES,
+                 barrier);
+    }
+    next++;
+    if (++load_stage == STAGES) load_stage = 0;
+  }
+
+  __device__ __forceinline__ void wait() const {
+    while (!has_bytes(barriers + use_stage * 8, parity)) {
+    }
+  }
+
+  __device__ __forceinline__ void advance() {
+    used++;
+    if (++use_stage == STAGES) use_stage = 0, parity ^= 1u;
+  }
+};
+
+// ---- products
+
+// 8 codes -> four pairs of halves 64 + code, exactly; the caller takes (64 + zero) * (sum of x) off.
+__device__ __forceinline__ void unpack_codes(u32 (&v)[4], u32 word) {
+  const u32 magic = 0x54005400u;  // 64; the code stands 4 bits above the last, which is 1 / 16
+  v[0] = and_or<0x00f000f0u>(word << 4, magic);
+  v[1] = and_or<0x00f000f0u>(word, magic);
+  v[2] = and_or<0x00f000f0u>(word >> 4, magic);
+  v[3] = and_or<0x00f000f0u>(word >> 8, magic);
+}
+
+__device__ __forceinline__ void multiply_words(float (&sum)[4], float (&other)[4], u32 word_a, u32 word_b, uint4 x) {
+  u32 a[4], b[4];
+  unpack_codes(a, word_a);
+  unpack_codes(b, word_b);
+  multiply_16x8x16(sum, a[0], b[0], a[1], b[1], x.x, x.y);
+  multiply_16x8x16(other, a[2], b[2], a[3], b[3], x.z, x.w);
+}
+
+__device__ __forceinline__ float scaled(float sum, u32 scale_zero, float sum_x) {
+  const float2 v = unpack_halves(scale_zero);
+  return v.x * (sum - (v.y + 64.f) * sum_x);
+}
+
+// The warp's units of one phase; a unit's sums have a place of their own, [piece][output of the share].
+// Lane 4 g + t multiplies outputs `row` and row + 8 with a quarter of each group; rows of neighbouring g
+// are 4 apart, for the banks.
+__device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int phase) {
+  const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, row = g / 2 + g % 2 * 4;
+  const u32 base = shared_address(step.shared), x = base + X_AT + t * 16;
+  const u32 first_codes = ring.codes + row * 128 + (t ^ row) * 16;
+  const u32 row_scales = ring.scales + (row + t % 2 * 8) * 8;
+  float *sums = reinterpret_cast<float *>(step.shared + SUMS_AT) + row + t * 8;
+  if (phase == QKV) ring.used = 0;
+#pragma unroll 1
+  for (int left = reinterpret_cast<const int *>(ring.list - 1)[phase]; left; left--) {
+    const uint4 unit = ring.list[ring.used];
+    const u32 column = unit.y & 0xffffu, place = first_codes + ring.use_stage * CODE_BYTES;
+    ring.wait();
+    uint4 a[2], b[2];
+#pragma unroll
+    for (int group = 0; group < 2; group++) {
+      a[group] = load_shared16(place ^ group * 64);
+      b[group] = load_shared16((place ^ group * 64) + 1024);
+    }
+    const uint2 scales = load_shared8(row_scales + ring.use_stage * SCALE_BYTES);
+    __syncwarp();
+    ring.load(step);
+    const uint2 sums_x = load_shared8(base + GROUP_SUMS_AT + column / 4);
+    float sum[2][4] = {}, other[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+      for (int group = 0; group < 2; group++)
+        multiply_words(sum[group], other[group], (&a[group].x)[j], (&b[group].x)[j],
+                       load_shared16(x + column * 16 + group * 256 + j * 64));
+    // Every column of the products is the same: lane t = 0 finishes the first output, t = 1 the second.
+    const float first = t ? sum[0][2] + other[0][2] : sum[0][0] + other[0][0];
+    const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
+    if (t < 2) sums[unit.w] = scaled(first, scales.x, __uint_as_float(sums_x.x)) + scaled(second, scales.y, __uint_as_float(sums_x.y));
+    ring.advance();
+  }
+}

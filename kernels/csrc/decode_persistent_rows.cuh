@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// A phase's inputs: sent by the other blocks, or the embedding -> shared memory, normed where a layer asks.
+#pragma once
+#include "decode_persistent_words.cuh"
+
+enum Kind { NORMED, PLAIN, MIXED_COLUMNS };  // the last: columns in attention's order
+
+__device__ __forceinline__ float square_sum2(u32 v) {
+  const float2 f = unpack_halves(v);
+  return f.x * f.x + f.y * f.y;
+}
+
+__device__ __forceinline__ float sum2(u32 v) {
+  const float2 f = unpack_halves(v);
+  return f.x + f.y;
+}
+
+// half(row * factor) * weight
+__device__ __forceinline__ u32 norm2(u32 v, float factor, u32 weight) {
+  const float2 f = unpack_halves(v);
+  const u32 rounded = pack_halves(f.x * factor, f.y * factor);
+  const half2 out = __hmul2(*reinterpret_cast<const half2 *>(&rounded), *reinterpret_cast<const half2 *>(&weight));
+  return *reinterpret_cast<const u32 *>(&out);
+}
+
+// Where 8 inputs stand: of a group's 16 such pieces, piece 4 t + j stands at 4 j + t, so that the
+// lanes that read piece j of each quarter meet no bank twice.
+__device__ __forceinline__ int place_of(int eight) {
+  return (eight / 16 * 16 + eight % 4 * 4 + eight / 4 % 4) * 16;
+}
+
+// Sums of squares of all threads -> the factor of the norm.
+__device__ __forceinline__ float norm_factor(const Step &step, float squares) {
+  float *reduction = reinterpret_cast<float *>(step.shared + REDUCTION_AT);
+  squares = sum_over_warp(squares);
+  if (threadIdx.x % WARP == 0) reduction[threadIdx.x / WARP] = squares;
+  __syncthreads();
+  float total = 0.f;
+#pragma unroll
+  for (int w = 0; w < NUM_WARPS; w++) total += reduction[w];
+  return rsqrtf(total / HIDDEN + step.from.eps);
+}
+
+// COUNT values, eight a thread at a time; embedding: null, or plain halves instead of words. Whole
+// warps have work or none: COUNT is a multiple of 256. Ends with a barrier.
+template <int COUNT, Kind KIND>
+__device__ __forceinline__ void receive(const Step &step, const u64 *words, const uint4 *embedding, const __half *norm, u32 tag) {
+  constexpr int EIGHTS = COUNT / 8, ROUNDS = (EIGHTS + THREADS - 1) / THREADS, AT_ONCE = ROUNDS < 6 ? ROUNDS : 6;
+  static_assert(KIND != NORMED || ROUNDS == AT_ONCE, "a normed row stays in registers");
+  unsigned char *x = step.shared + X_AT;
+  float *group_sums = reinterpret_cast<float *>(step.shared + GROUP_SUMS_AT);
+#pragma unroll 1
+  for (int base = threadIdx.x; base - int(threadIdx.x) < EIGHTS; base += AT_ONCE * THREADS) {
+    uint4 v[AT_ONCE], weights[AT_ONCE];
+    float squares = 0.f, factor = 1.f;
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int eight = base + i * THREADS;
+      if (eight >= EIGHTS) continue;
+      v[i] = embedding ? __ldg(embedding + eight) : look16(words + eight * 2);
+      if (KIND == NORMED) weights[i] = __ldg(reinterpret_cast<const uint4 *>(norm) + eight);
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int eight = base + i * THREADS;
+      if (eight >= EIGHTS) continue;
+      if (!embedding) v[i] = wait16(v[i], words + eight * 2, tag);
+      if (KIND == NORMED) squares += square_sum2(v[i].x) + square_sum2(v[i].y) + square_sum2(v[i].z) + square_sum2(v[i].w);
+    }
+    if (KIND == NORMED) factor = norm_factor(step, squares);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int eight = base + i * THREADS;
+      if (eight >= EIGHTS) continue;
+      if (KIND == NORMED)
+        v[i] = make_uint4(norm2(v[i].x, factor, weights[i].x), norm2(v[i].y, factor, weights[i].y),
+                          norm2(v[i].z, factor, weights[i].z), norm2(v[i].w, factor, weights[i].w));
+      if (KIND == MIXED_COLUMNS) {  // of 32 columns: i, 8 + i, 16 + i, 24 + i, and the same of i + 1
+        unsigned char *first = x + place_of(eight / 4 * 4) + eight % 4 * 4;
+        constexpr int NEXT = 4 * 16;  // place_of(n + 1) - place_of(n) in a group's quarter
+        *reinterpret_cast<u32 *>(first) = __byte_perm(v[i].x, v[i].z, 0x5410);
+        *reinterpret_cast<u32 *>(first + NEXT) = __byte_perm(v[i].x, v[i].z, 0x7632);
+        *reinterpret_cast<u32 *>(first + 2 * NEXT) = __byte_perm(v[i].y, v[i].w, 0x5410);
+        *reinterpret_cast<u32 *>(first + 3 * NEXT) = __byte_perm(v[i].y, v[i].w, 0x7632);
+      } else {
+        *reinterpret_cast<uint4 *>(x + place_of(eight)) = v[i];
+      }
+      float sum = sum2(v[i].x) + sum2(v[i].y) + sum2(v[i].z) + sum2(v[i].w);
+#pragma unroll
+      for (int offset = 8; offset; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+      if (threadIdx.x % 16 == 0) group_sums[eight / 16] = sum;
+    }
+  }
+  __syncthreads();
+}
+
+// x of a phase, as soon as the others have sent it.
+__device__ __forceinline__ void receive_phase(const Step &step, int phase, int index, u32 tag) {
+  const Layer &layer = step.from.layers[index];
+  const u64 *words = step.from.words;
+  if (phase == OUTPUT) {
+    receive<NUM_HEADS * HEAD_DIM, MIXED_COLUMNS>(step, words + MIXED, nullptr, nullptr, tag);
+  } else if (phase == DOWN) {
+    receive<INTERMEDIATE, PLAIN>(step, words + INNER, nullptr, nullptr, tag);
+  } else {
+    const __half *embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN;
+    const bool is_first = phase == QKV && index == 0;
+    receive<HIDDEN, NORMED>(step, words + (phase == QKV ? HIDDEN_DOWN : HIDDEN_OUTPUT),
+                            is_first ? reinterpret_cast<const uint4 *>(embedding) : nullptr,
+                            layer.norms[phase == GATE_UP], phase == QKV ? tag - 1 : tag);
+  }
+}

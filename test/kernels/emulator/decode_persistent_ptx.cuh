@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The instructions of kernels/csrc/decode_persistent_ptx.cuh, for the emulator.
+#pragma once
+#include "decode_ptx.cuh"
+
+// A store is seen by others some time later; two stores to one place stay in order.
+inline void put_words(u64 *place, std::vector<u64> words) {
+  auto &stores = emulator::machine->stores;
+  for (size_t i = 0; i < stores.size(); i++)
+    if (stores[i].first == place) emulator::show_store(i);
+  stores.emplace_back(place, std::move(words));
+}
+inline void put_word(u64 *place, u64 word) { put_words(place, {word}); }
+inline u64 get_word(const u64 *place) {
+  emulator::yield();
+  return *place;
+}
+inline void get_words(const u64 *place, u64 &first, u64 &second) {
+  first = get_word(place);
+  second = get_word(place + 1);
+}
+inline void put_long_word(uint4 *place, u64 low, u64 high) { put_words(reinterpret_cast<u64 *>(place), {low, high}); }
+inline void get_long_word(const uint4 *place, u64 &low, u64 &high) {
+  emulator::yield();
+  low = reinterpret_cast<const u64 *>(place)[0], high = reinterpret_cast<const u64 *>(place)[1];
+}
+
+inline u32 transposed(u32 v) {
+  using namespace emulator;
+  Operands &mine = lane();
+  mine.in[0] = v;
+  Warp &w = warp();
+  meet(w.meeting, [&] {
+    for (int l = 0; l < 32; l++) {
+      const int g = l / 4, t = l % 4;
+      const auto at = [&](int row, int column) { return w.lanes[row * 4 + column / 2].in[0] >> column % 2 * 16 & 0xffffu; };
+      w.lanes[l].out[0] = at(2 * t, g) | at(2 * t + 1, g) << 16;
+    }
+  });
+  return mine.out[0];
+}
+
+struct alignas(64) Map {  // what the emulator needs of a matrix of words of 32 bits
+  const unsigned char *start;
+  u64 row_bytes, num_rows, box_rows, rest[12];
+};
+
+inline emulator::Barrier &barrier_at(u32 address) {
+  auto &barriers = emulator::block().barriers;
+  if (!barriers.count(address)) emulator::fail("a barrier that nobody made");
+  return barriers[address];
+}
+inline void make_barrier(u32 address) { emulator::block().barriers[address] = {}; }
+inline void publish_barriers() {}
+inline void expect_bytes(u32 address, int bytes) {
+  emulator::Barrier &barrier = barrier_at(address);
+  if (!barrier.pending) emulator::fail("a barrier expects bytes twice");
+  barrier.pending = 0;
+  barrier.bytes += bytes;
+  emulator::complete(barrier);
+}
+
+// At once, or when somebody asks whether it has happened.
+inline void later(u32 address, int bytes, std::function<void()> copy) {
+  auto done = [=] {
+    copy();
+    emulator::Barrier &barrier = barrier_at(address);
+    barrier.bytes -= bytes;
+    emulator::complete(barrier);
+  };
+  if (emulator::machine->chance(2)) return done();
+  emulator::block().bulk_copies.push_back(done);
+}
+inline bool has_bytes(u32 address, u32 parity) {
+  auto &copies = emulator::block().bulk_copies;
+  while (copies.size() && emulator::machine->chance(3)) {
+    const size_t pick = emulator::machine->random() % copies.size();
+    auto copy = copies[pick];
+    copies[pick] = copies.back();
+    copies.pop_back();
+    copy();
+  }
+  emulator::yield();
+  return barrier_at(address).phase != parity;
+}
+
+inline void copy_box(u32 target, const Map *map, int column, int row, u32 barrier) {
+  if (target % 1024) emulator::fail("the exchange of chunks begins at a multiple of 1024 bytes");
+  unsigned char *room = shared_pointer<unsigned char>(target);
+  const Map from = *map;
+  later(barrier, int(from.box_rows) * 128, [=] {
+    for (u64 r = 0; r < from.box_rows; r++)
+      for (int chunk = 0; chunk < 8; chunk++) {
+        unsigned char *place = room + r * 128 + (chunk ^ int(r % 8)) * 16;
+        const u64 start = u64(column) * 4 + chunk * 16;
+        if (row + r < from.num_rows && start < from.row_bytes)
+          std::memcpy(place, from.start + (row + r) * from.row_bytes + start, 16);
+        else
+          std::memset(place, 0, 16);
+      }
+  });
+}
+inline void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
+  if (target % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("a bulk copy of odd bytes");
+  void *place = shared_pointer<void>(target);
+  later(barrier, bytes, [=] { std::memcpy(place, source, bytes); });
+}
