@@ -171,6 +171,11 @@ class VisionEncoder:
         """Memory of the buffers, beside the weights."""
         return self._buffers.num_bytes
 
+    def inner_block(self, frames: int) -> int | None:
+        """Columns of the MLP's inner values that share a scale; None: a scale for the whole row."""
+        is_few = frames * self.num_patches <= FEW_ROWS  # here a pass of its own is faster
+        return BLOCK_K if self.fuse_inner and not is_few else None
+
     def encode(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         """(F, 3, S, S) float16 in [-1, 1], F <= max_frames -> (F, P, D) float16, no final norm."""
         frames = pixels.shape[0]
@@ -242,7 +247,7 @@ class VisionEncoder:
             steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
             linear(codes, block.out, hidden, residual=True)
             steps.append(norm(block.norm2_weight, block.norm2_bias))
-            if self.fuse_inner and rows > FEW_ROWS:  # else a pass of its own is faster
+            if self.inner_block(frames) is not None:
                 linear(codes, block.fc1, wide_codes, gelu=True, codes_out=True)
                 linear(wide_codes, block.fc2, hidden, residual=True, block_scales=True)
                 continue

@@ -7,7 +7,7 @@ import errno
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -37,11 +37,14 @@ def convert(
     dtype: torch.dtype | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
+    changed: Callable[[str, Tensor], Tensor] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Path:
     """Write the checkpoint `source` as the new folder `target`; by default in its precision.
 
     One tensor at a time is in memory. The target appears when it is complete; whatever stops the
-    work before leaves nothing.
+    work before leaves nothing. `changed` may give another tensor of the same shape for a name
+    ('llm.model.norm.weight') and its tensor; `check` is called when all are written and may raise.
     """
     source, target = checkpoint_folder(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -66,8 +69,11 @@ def convert(
             for part, reader in readers.items():
                 with PartWriter(finished / part, plans[part], shard_bytes) as writer:
                     for key, tensor in _repacked(model.get_submodule(part), reader, language):
-                        writer.write(key, tensor)
+                        written = tensor if changed is None else changed(f"{part}.{key}", tensor)
+                        writer.write(key, written)
                     writer.finish()
+            if check is not None:
+                check()
             for name in KEPT_FILES:
                 if (source / name).is_file() and not (finished / name).exists():
                     shutil.copyfile(source / name, finished / name)

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.config import NvilaConfig
@@ -21,17 +21,22 @@ from nvila_ros.models.nvila import Nvila, without_skipped
 from nvila_ros.models.runtime_cache import FixedCache, Sequence1D, fuse, on_device
 from nvila_ros.models.runtime_decoder import Decoder
 from nvila_ros.models.runtime_graphs import GraphPool, Graphs
-from nvila_ros.models.runtime_memory import EngineMemory, check_room, out_of_memory
+from nvila_ros.models.runtime_memory import (
+    EngineMemory,
+    check_room,
+    default_places,
+    num_bytes,
+    out_of_memory,
+)
 from nvila_ros.models.runtime_vision import make_encoder
 from nvila_ros.models.runtime_weights import DecoderWeights, pack_decoder, quantize_tower
 from nvila_ros.models.trie import TokenTrie
 
 _log = logging.getLogger(__name__)
 
-ROOM_FOR_QUESTIONS = 4096  # places of the cache where the network was trained for as many
 PLACES_MULTIPLE = 64
-ROWS_AT_ONCE = 4096  # of a long prompt: bounds what lies between two layers to half a gigabyte
 MAX_FRAMES = 8
+ROWS_AT_ONCE = 4096  # of a long prompt: bounds what lies between two layers to half a gigabyte
 WARM_UP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # kernels differ by how many rows there are
 WARM_UP_TREE = TokenTrie([(first, second) for first in range(8) for second in range(2)])
 
@@ -70,7 +75,7 @@ class Engine:
         self._encode = encode
         self._vision_graphs = Graphs(self._pool)
         self._other_bytes = other_bytes
-        self._make_decoder(max_tokens or default_places(config))
+        self._make_decoder(max_tokens or default_places(config, weights.device, max_frames))
 
     @classmethod
     def from_model(
@@ -95,7 +100,7 @@ class Engine:
             weights = pack_decoder(model.llm, quantizes=quantizes, releases=releases)
             if quantizes:
                 quantize_tower(model.vision_tower)
-            other_bytes = _num_bytes(model.vision_tower) + _num_bytes(model.mm_projector)
+            other_bytes = num_bytes(model.vision_tower) + num_bytes(model.mm_projector)
             encode, tiles = make_encoder(model, max_frames, releases=releases)
             engine = cls(
                 model.config,
@@ -165,18 +170,20 @@ class Engine:
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) in [-1, 1] -> (F, T, D) features of frames that are one tile each."""
-        pixels = pixels.to(self.device, self.dtype, non_blocking=True)
-        parts = [
-            self._vision_graphs.run(len(part), lambda: self._encode, part)
-            for part in pixels.split(self.max_frames)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        with out_of_memory(self.config, self.device, self.max_frames):
+            pixels = pixels.to(self.device, self.dtype, non_blocking=True)
+            parts = [
+                self._vision_graphs.run(len(part), lambda: self._encode, part)
+                for part in pixels.split(self.max_frames)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
     def encode_tiles(self, pixels: Tensor, block: tuple[int, int]) -> Tensor:
         """All tiles of one picture at all scales (N, 3, S, S) -> (T, D), for dynamic_s2 only."""
         assert self._encode_tiles is not None, "this engine was made without tiles"
-        return self._encode_tiles(pixels.to(self.device, self.dtype), block)
+        with out_of_memory(self.config, self.device, self.max_frames):
+            return self._encode_tiles(pixels.to(self.device, self.dtype), block)
 
     @torch.inference_mode()
     def embed_text(self, ids: Sequence[int]) -> Tensor:
@@ -264,6 +271,8 @@ class Engine:
     def _make_decoder(self, num_places: int) -> None:
         places = -(-num_places // PLACES_MULTIPLE) * PLACES_MULTIPLE
         weights = self._weights
+        for name in ("_decoder", "_cache"):
+            self.__dict__.pop(name, None)  # first, so that there is room
         self._cache = FixedCache(weights.config, places, weights.device, weights.dtype)
         self._decoder = Decoder(weights, self._cache, self._pool)
 
@@ -276,20 +285,15 @@ class Engine:
                 f"{longest}; show fewer frames or ask for a shorter answer"
             )
         if num_tokens > self.max_tokens:
-            _log.warning("%d tokens do not fit the cache of %d; it is made anew", num_tokens,
-                         self.max_tokens)  # fmt: skip
-            with out_of_memory(self.config, self.device, self.max_frames):
-                del self._decoder, self._cache
-                self._make_decoder(num_tokens)
+            before, problem = self.max_tokens, ""
+            _log.warning("%d tokens do not fit the cache of %d: it is made new", num_tokens, before)
+            try:
+                with out_of_memory(self.config, self.device, self.max_frames):
+                    self._make_decoder(num_tokens)
+                    self._decoder.prepare()
+            except ConfigError as error:
+                problem = str(error)
+            if problem:  # the error's frames, which held what was made of the cache, are gone
+                self._make_decoder(before)  # it fitted, and answers shorter prompts
                 self._decoder.prepare()
-
-
-def default_places(config: NvilaConfig) -> int:
-    """Places for a navigation prompt, or for free questions if the network can read as much."""
-    needed = num_prompt_tokens(config, MAX_FRAMES)
-    trained = min(config.language.model_max_length, config.language.max_position_embeddings)
-    return max(needed, min(trained, ROOM_FOR_QUESTIONS))
-
-
-def _num_bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+                raise ConfigError(problem)

@@ -14,12 +14,13 @@ from torch import Tensor
 from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.kernels import build
 from nvila_ros.models import generate, weights
+from nvila_ros.models.allocator import keep_freed_memory
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.generate import Choice
 from nvila_ros.models.inputs import Network
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
-from nvila_ros.models.runtime_memory import out_of_memory, too_little
+from nvila_ros.models.runtime_memory import is_out_of_memory, out_of_memory, too_little
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.trie import TokenTrie
 
@@ -77,12 +78,14 @@ class TorchEngine:
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """See `Nvila.encode_frames`."""
-        return self.model.encode_frames(pixels)
+        with out_of_memory(self.config, self.device, len(pixels)):
+            return self.model.encode_frames(pixels)
 
     @torch.inference_mode()
     def encode_tiles(self, pixels: Tensor, block: tuple[int, int]) -> Tensor:
         """See `Nvila.encode_tiles`."""
-        return self.model.encode_tiles(pixels, block)
+        with out_of_memory(self.config, self.device, self.config.num_video_frames):
+            return self.model.encode_tiles(pixels, block)
 
     @torch.inference_mode()
     def embed_text(self, ids: Sequence[int]) -> Tensor:
@@ -145,6 +148,8 @@ def load_engine(
             "quantize the checkpoint with `nvila quantize`"
         )
     _log.info("backend %s on %s: %s", name, place, reason)
+    if place.type == "cpu":
+        keep_freed_memory()
     model, tokenizer = _load(folder, place, dtype, num_frames)
     frames = num_frames or model.config.num_video_frames
     if name == "kernels":
@@ -166,7 +171,9 @@ def _load(
 ) -> tuple[Nvila, Tokenizer]:
     try:
         return weights.load(folder, place, dtype)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         config = load_config(folder)
         raise too_little(config, place, num_frames or config.num_video_frames) from error
 

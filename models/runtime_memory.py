@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.models.config import NvilaConfig
-from nvila_ros.models.footprint import activation_bytes, cache_bytes
+from nvila_ros.models.footprint import activation_bytes, cache_bytes, num_prompt_tokens
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime_weights import DecoderWeights
 
+COMPLAINTS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+ROOM_FOR_QUESTIONS = 4096  # places of the cache where the network was trained for as many
 MOST_FRAMES = 64  # looked at when searching what would fit
 
 
@@ -69,6 +71,11 @@ def _tensors(weights: DecoderWeights) -> list[Tensor]:
     return list(found.values())
 
 
+def num_bytes(module: nn.Module) -> int:
+    """Of its parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
 def frames_that_fit(config: NvilaConfig, free_bytes: int) -> int:
     """How many frames a decision can show when this much is left beside the weights; 0 is none."""
     fitting = 0
@@ -83,8 +90,7 @@ def check_room(config: NvilaConfig, device: torch.device, model: Nvila, num_fram
     """ConfigError where cache and activations of so many frames cannot fit beside the weights."""
     if device.type != "cuda":
         return
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = free_bytes(device)
     stored = [*model.parameters(), *model.buffers()]
     to_move = sum(tensor.nbytes for tensor in stored if tensor.device.type != "cuda")
     needed = to_move + cache_bytes(config, num_frames) + activation_bytes(config, num_frames)
@@ -92,13 +98,42 @@ def check_room(config: NvilaConfig, device: torch.device, model: Nvila, num_fram
         raise ConfigError(_advice(config, num_frames, needed, free, free - to_move))
 
 
+def free_bytes(device: torch.device) -> int:
+    """What torch could take on a GPU, its own unused blocks included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def default_places(config: NvilaConfig, device: torch.device, num_frames: int) -> int:
+    """Places of the cache for so many frames; for free questions where network and device allow.
+
+    Weights are on the device already.
+    """
+    needed = num_prompt_tokens(config, num_frames)
+    trained = min(config.language.model_max_length, config.language.max_position_embeddings)
+    wanted = max(needed, min(trained, ROOM_FOR_QUESTIONS))
+    if device.type != "cuda":
+        return wanted
+    cache = cache_bytes(config, num_frames)
+    left = free_bytes(device) - activation_bytes(config, num_frames)
+    return wanted if cache * wanted // needed <= left else needed
+
+
 @contextlib.contextmanager
 def out_of_memory(config: NvilaConfig, device: torch.device, num_frames: int) -> Iterator[None]:
     """The device's own complaint as a ConfigError that says what would fit."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, KernelError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise too_little(config, device, num_frames) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch's allocator, a library's workspace or the driver had no more memory."""
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(each in words for each in COMPLAINTS)
 
 
 def too_little(config: NvilaConfig, device: torch.device, num_frames: int) -> ConfigError:

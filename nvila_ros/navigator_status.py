@@ -14,17 +14,20 @@ from nvila_ros.primitives import PrimitiveStep
 class Phase(str, enum.Enum):
     """What the navigator is doing."""
 
+    UNCONFIGURED = "unconfigured"  # of the lifecycle: nothing is loaded
+    INACTIVE = "inactive"  # of the lifecycle: ready, but not allowed to move
     LOADING = "loading"  # the model is not there yet; an instruction waits for it
     IDLE = "idle"
     WAITING = "waiting"  # for an image taken after the last motion
     THINKING = "thinking"
     MOVING = "moving"
     PAUSED = "paused"
+    EMERGENCY_STOP = "emergency_stop"  # until ~/clear_emergency_stop
     FAULT = "fault"  # no model, no valid configuration: instructions are refused
 
 
 class Result(enum.IntEnum):
-    """How an episode ended, in the manner of Nav2's error codes."""
+    """How an episode ended, in the manner of Nav2's error codes; numbers never change."""
 
     NONE = 0
     SUCCEEDED = 1
@@ -33,7 +36,11 @@ class Result(enum.IntEnum):
     STALE_SENSOR = 4
     OBSTACLE = 5
     MODEL_ERROR = 6
-    REFUSED = 7
+    REFUSED = 7  # the instruction cannot be used
+    EMERGENCY_STOP = 8
+    LOST = 9  # left and right in turn, or no progress
+    LOW_CONFIDENCE = 10
+    PREEMPTED = 11  # by a new instruction
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Status:
     result: Result = Result.NONE
     message: str = ""
     num_decisions: int = 0
+    waiting_share: float | None = None  # of the episode's time, once it has ended
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,24 @@ class PrimitiveEvent:
     outcome: PrimitiveStep
 
 
-Event = DecisionEvent | PrimitiveEvent
+@dataclass(frozen=True)
+class PlanEvent:
+    """What is left to drive has changed; no pose when nothing is."""
+
+    poses: tuple[tuple[float, float, float], ...]  # x_m, y_m, yaw_rad in the odometry's frame
+
+
+@dataclass(frozen=True)
+class EpisodeEvent:
+    """An episode ended."""
+
+    episode: int
+    result: Result
+    duration_s: float  # from its instruction, without pauses
+    waiting_s: float  # of it, standing and waiting for an image or for the model
+
+
+Event = DecisionEvent | PrimitiveEvent | PlanEvent | EpisodeEvent
 
 
 def decision_row(event: DecisionEvent) -> dict[str, Any]:
@@ -107,4 +132,5 @@ def status_row(status: Status) -> dict[str, Any]:
         "code": int(status.result),
         "message": status.message,
         "num_decisions": status.num_decisions,
+        "waiting_share": None if status.waiting_share is None else round(status.waiting_share, 4),
     }

@@ -77,6 +77,11 @@ class NavigationPolicy:
         return cls(engine, tokenizer, history)
 
     @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Of the tokenizer: an instruction may not hold them."""
+        return tuple(self._tokenizer.special_tokens)
+
+    @property
     def num_samples(self) -> int:
         """Frames kept in this episode."""
         return len(self._history)

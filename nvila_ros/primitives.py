@@ -9,40 +9,48 @@ from dataclasses import dataclass
 
 from nvila_ros.errors import OdometryError
 from nvila_ros.safety import MAX_POSE_JUMP_M, MAX_POSE_JUMP_RAD, Pose, Velocity
-from nvila_ros.settings import check_settings, setting
+from nvila_ros.settings import check_settings, live_setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig:
     """How fast and how exactly primitives are driven."""
 
-    max_forward_m_s: float = setting(
+    max_forward_m_s: float = live_setting(
         0.5, "speed of a forward motion, m/s", at_least=0.02, at_most=2.0
     )
-    max_turn_rad_s: float = setting(1.0, "speed of a turn, rad/s", at_least=0.05, at_most=4.0)
-    acceleration_m_s2: float = setting(
+    max_turn_rad_s: float = live_setting(1.0, "speed of a turn, rad/s", at_least=0.05, at_most=4.0)
+    acceleration_m_s2: float = live_setting(
         1.0, "speeding up and braking, m/s^2", at_least=0.05, at_most=10.0
     )
-    turn_acceleration_rad_s2: float = setting(
+    turn_acceleration_rad_s2: float = live_setting(
         3.0, "speeding up and braking of turns, rad/s^2", at_least=0.1, at_most=30.0
     )
-    distance_tolerance_m: float = setting(
+    distance_tolerance_m: float = live_setting(
         0.025, "a forward motion is done within this distance, m", at_least=0.001, at_most=0.2
     )
-    angle_tolerance_rad: float = setting(
+    angle_tolerance_rad: float = live_setting(
         math.radians(3.0), "a turn is done within this angle, rad", at_least=0.002, at_most=0.3
     )
-    heading_gain_per_s: float = setting(
+    heading_gain_per_s: float = live_setting(
         1.5, "turn rate per heading error that keeps a forward motion straight, 1/s", at_least=0.0
     )
-    deadline_factor: float = setting(
+    deadline_factor: float = live_setting(
         3.0, "a primitive may take this many times its ideal time", at_least=1.0
     )
-    deadline_margin_s: float = setting(1.0, "and this much on top, s", at_least=0.0)
-    stuck_time_s: float = setting(
+    deadline_margin_s: float = live_setting(1.0, "and this much on top, s", at_least=0.0)
+    stuck_time_s: float = live_setting(
         1.0, "no progress for this long while commanded means blocked, s", at_least=0.1
     )
-    obstacle_margin_m: float = setting(
+    slip_m: float = live_setting(
+        0.15,
+        "off the straight line, or off the spot of a turn, this far means slip, m",
+        at_least=0.02,
+    )
+    slip_rad: float = live_setting(
+        0.35, "off the heading of a forward motion this far means slip, rad", at_least=0.05
+    )
+    obstacle_margin_m: float = live_setting(
         0.05, "free space to keep before the robot's edge, m", at_least=0.0, at_most=1.0
     )
 
@@ -64,7 +72,7 @@ class PrimitiveStep:
 
     velocity: Velocity
     state: PrimitiveState
-    reason: str  # why it failed: 'timeout', 'obstacle', 'blocked'; empty otherwise
+    reason: str  # why it failed: 'timeout', 'obstacle', 'blocked', 'slip'; empty otherwise
     forward_m: float  # progress along the heading at the start
     turn_rad: float  # turned since the start, counted through full circles
 
@@ -82,6 +90,15 @@ class Primitive:
             raise ValueError(f"a primitive moves or turns, got {forward_m} m and {turn_rad} rad")
         self._turns = turn_rad != 0.0
         self._target = turn_rad if self._turns else forward_m
+        self.reconfigure(config)
+        self._start: Pose | None = None
+        self._last_pose = (0.0, 0.0, 0.0)
+        self._start_s = self._last_s = self._progress_s = 0.0
+        self._speed = self._turned_rad = self._best = 0.0
+        self._end: PrimitiveStep | None = None
+
+    def reconfigure(self, config: MotionConfig) -> None:
+        """Other speeds and bounds from now on."""
         self._config = config
         if self._turns:
             self._max_speed = config.max_turn_rad_s
@@ -91,11 +108,6 @@ class Primitive:
             self._max_speed = config.max_forward_m_s
             self._acceleration = config.acceleration_m_s2
             self._tolerance = config.distance_tolerance_m
-        self._start: Pose | None = None
-        self._last_pose = (0.0, 0.0, 0.0)
-        self._start_s = self._last_s = self._progress_s = 0.0
-        self._speed = self._turned_rad = self._best = 0.0
-        self._end: PrimitiveStep | None = None
 
     @property
     def ideal_s(self) -> float:
@@ -137,6 +149,15 @@ class Primitive:
             correction = -self._config.heading_gain_per_s * across_rad
             velocity = Velocity(speed, max(-0.5, min(0.5, correction)))
         return PrimitiveStep(velocity, PrimitiveState.RUNNING, "", forward_m, self._turned_rad)
+
+    def remaining(self) -> tuple[float, float, float]:
+        """(seconds, metres, radians) that are left, as far as the last pose tells."""
+        done = self._turned_rad if self._turns else self._displacement()[0]
+        left = max(abs(self._target) - done * math.copysign(1, self._target), 0.0)
+        braking = self._speed**2 / (2.0 * self._acceleration)
+        cruise_s = max(left - braking, 0.0) / self._max_speed
+        left_s = cruise_s + self._speed / self._acceleration
+        return (left_s, 0.0, left) if self._turns else (left_s, left, 0.0)
 
     def abort(self, reason: str) -> PrimitiveStep:
         """Ends it from outside; the answer says how far it got."""
@@ -180,12 +201,29 @@ class Primitive:
             return "timeout"
         if now_s - self._progress_s > self._config.stuck_time_s:
             return "blocked"
+        if self._slips():
+            return "slip"
         if not self._turns and self._target > 0:
             braking_m = self._speed**2 / (2.0 * self._acceleration)
             # No number of metres is a lidar that cannot be trusted: hold still.
             if not free_ahead_m > braking_m + self._config.obstacle_margin_m:
                 return "obstacle"
         return ""
+
+    def _slips(self) -> bool:
+        """Whether the robot goes where it was not sent: wheels slip, or somebody pushes."""
+        assert self._start is not None
+        x_m, y_m, yaw_rad = self._start
+        moved = (self._last_pose[0] - x_m, self._last_pose[1] - y_m)
+        if self._turns:
+            return math.hypot(*moved) > self._config.slip_m
+        along_m = moved[0] * math.cos(yaw_rad) + moved[1] * math.sin(yaw_rad)
+        across_m = moved[1] * math.cos(yaw_rad) - moved[0] * math.sin(yaw_rad)
+        backwards_m = -along_m * math.copysign(1, self._target)
+        return (
+            max(abs(across_m), backwards_m) > self._config.slip_m
+            or abs(self._turned_rad) > self._config.slip_rad
+        )
 
     def _next_speed(self, remaining: float, now_s: float) -> float:
         """The trapezoid: what can be reached since the last command, what can still be braked."""

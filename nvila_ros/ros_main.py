@@ -11,6 +11,7 @@ from collections.abc import Callable
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -35,12 +36,21 @@ class SafeNode(Node):
         """Called once, while it can still publish."""
 
 
+class SafeLifecycleNode(LifecycleNode):
+    """A lifecycle node with an orderly end."""
+
+    def shut_down(self) -> None:
+        """Called once, while it can still publish."""
+
+
 def steady_clock() -> Clock:
     """For timers that must run on when simulated time stands still."""
     return Clock(clock_type=ClockType.STEADY_TIME)
 
 
-def run_node(make_node: Callable[[], SafeNode], arguments: list[str] | None = None) -> int:
+def run_node(
+    make_node: Callable[[], SafeNode | SafeLifecycleNode], arguments: list[str] | None = None
+) -> int:
     """Exit code 0 after a wanted end, 3 when the node could not be made."""
     logging.basicConfig(format="[%(levelname)s] %(name)s: %(message)s")  # of rooms without ROS
     logging.getLogger("nvila_ros").setLevel(logging.INFO)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
 from nvila_ros import config
 from nvila_ros.errors import ConfigError
@@ -20,16 +21,42 @@ _FOREIGN = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 _LARGEST = 1e9  # stands for 'no limit' in a range
 
 
-def declare(node: Node, cls: type[Settings]) -> Settings:
+def declare(node: Node, cls: type[Settings], *, editable: bool = False) -> Settings:
     """Declares every field of a dataclass, nested ones as `outer.inner`; returns the settings.
 
-    All are read-only. An unknown name in a parameter file, or a value of the wrong type or outside
+    All are read-only, or with `editable` only the `fixed` ones; the node then hands changes to
+    `changed`. An unknown name in a parameter file, or a value of the wrong type or outside
     of its range, raises ConfigError before anything is declared.
     """
     settings = config.load(cls, _nested(_overrides(node)), node.get_name())
     for name, field, value in _leaves(settings):
-        node.declare_parameter(name, value, _descriptor(field, value), ignore_override=True)
+        descriptor = _descriptor(field, value, editable)
+        node.declare_parameter(name, value, descriptor, ignore_override=True)
     return settings
+
+
+def changed(settings: Settings, parameters: Iterable[Parameter], *, only_live: bool) -> Settings:
+    """The settings with other values; ConfigError for nonsense, and for what may not change now.
+
+    Parameters that are not ours (`use_sim_time`, `qos_overrides`) are passed over.
+    """
+    values: dict[str, Any] = {}
+    fields = {}
+    for name, field, value in _leaves(settings):
+        values[name], fields[name] = value, field
+    for parameter in parameters:
+        name = parameter.name
+        if name.startswith(_FOREIGN):
+            continue
+        if name not in fields:
+            raise ConfigError(config.unknown_key_message(name, fields))
+        if only_live and not fields[name].metadata.get("live"):
+            raise ConfigError(
+                f"{name} can only change while the node is unconfigured; call deactivate and "
+                "cleanup first"
+            )
+        values[name] = parameter.value
+    return config.load(type(settings), _nested(values))
 
 
 def declare_defaults(node: Node, cls: type[Settings]) -> Settings:
@@ -72,10 +99,13 @@ def _leaves(settings: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.
             yield f"{prefix}{field.name}", field, value
 
 
-def _descriptor(field: dataclasses.Field, value: Any) -> ParameterDescriptor:
+def _descriptor(
+    field: dataclasses.Field, value: Any, editable: bool = False
+) -> ParameterDescriptor:
     """Description and range as `ros2 param describe` shows them."""
     metadata = field.metadata
-    descriptor = ParameterDescriptor(description=metadata.get("text", ""), read_only=True)
+    read_only = not editable or bool(metadata.get("fixed"))
+    descriptor = ParameterDescriptor(description=metadata.get("text", ""), read_only=read_only)
     if choices := metadata.get("one_of"):
         descriptor.additional_constraints = f"one of {', '.join(choices)}"
     least, most = metadata.get("at_least"), metadata.get("at_most")

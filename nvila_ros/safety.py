@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from nvila_ros.errors import OdometryError
-from nvila_ros.settings import check_settings, setting
+from nvila_ros.settings import check_settings, live_setting
 
 Pose = tuple[float, float, float]  # x_m, y_m, yaw_rad
 
@@ -40,25 +40,25 @@ Velocity.ZERO = Velocity(0.0, 0.0)
 class SafetyConfig:
     """How old things may get before the robot stops, and how fast it may ever go."""
 
-    max_image_age_s: float = setting(
+    max_image_age_s: float = live_setting(
         1.0, "without an image for this long the robot stops, s", at_least=0.05
     )
-    max_odometry_age_s: float = setting(
+    max_odometry_age_s: float = live_setting(
         0.5, "without odometry for this long the robot stops, s", at_least=0.02
     )
-    max_scan_age_s: float = setting(
+    max_scan_age_s: float = live_setting(
         1.0, "a lidar that was heard and is silent for this long stops the robot, s", at_least=0.05
     )
-    command_timeout_s: float = setting(
+    command_timeout_s: float = live_setting(
         0.25, "a command that was not renewed for this long becomes zero, s", at_least=0.02
     )
-    forward_limit_m_s: float = setting(
+    forward_limit_m_s: float = live_setting(
         1.0, "hard limit of the forward speed, m/s", at_least=0.0, at_most=3.0
     )
-    turn_limit_rad_s: float = setting(
+    turn_limit_rad_s: float = live_setting(
         1.5, "hard limit of the turn rate, rad/s", at_least=0.0, at_most=6.0
     )
-    robot_radius_m: float = setting(
+    robot_radius_m: float = live_setting(
         0.20, "radius of the robot's footprint, m", at_least=0.0, at_most=2.0
     )
 
@@ -81,12 +81,16 @@ class Watchdog:
     """Remembers when each sensor was last heard; all times on one clock that never goes back."""
 
     def __init__(self, config: SafetyConfig) -> None:
+        self._heard_s: dict[str, float] = {}
+        self.reconfigure(config)
+
+    def reconfigure(self, config: SafetyConfig) -> None:
+        """Other limits from now on."""
         self._limits_s = {
             "image": config.max_image_age_s,
             "odometry": config.max_odometry_age_s,
             "scan": config.max_scan_age_s,
         }
-        self._heard_s: dict[str, float] = {}
 
     def hear(self, sensor: str, now_s: float) -> None:
         """A usable message of 'image', 'odometry' or 'scan' arrived."""
@@ -111,6 +115,10 @@ class CommandGate:
         self._config = config
         self._velocity = Velocity.ZERO
         self._given_s = -math.inf
+
+    def reconfigure(self, config: SafetyConfig) -> None:
+        """Other limits from the next command on."""
+        self._config = config
 
     def give(self, velocity: Velocity, now_s: float) -> None:
         """Renews the command."""

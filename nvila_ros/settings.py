@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -17,10 +18,20 @@ def setting(
     at_least: float | None = None,
     at_most: float | None = None,
     one_of: tuple[str, ...] | None = None,
+    live: bool = False,
+    fixed: bool = False,
 ) -> Any:
-    """A dataclass field that knows its description and its range."""
+    """A dataclass field that knows its description, its range and when it may change.
+
+    `live` ones may change while the robot drives, `fixed` ones never; all others while the node is
+    not configured.
+    """
     metadata = {"text": text, "at_least": at_least, "at_most": at_most, "one_of": one_of}
+    metadata |= {"live": live, "fixed": fixed}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+live_setting = functools.partial(setting, live=True)
 
 
 def check_settings(config: Any) -> None:

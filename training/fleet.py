@@ -2,8 +2,10 @@
 """Robots following instructions in one apartment, in lockstep: frames and exact labels.
 
 All robots of a fleet share one scene, one renderer and one planner, so a scene is built once for
-hundreds of frames. A robot is driven by the oracle (with random actions injected), by the student
-(its wrong stops overridden), or sits an exam (the student alone, its stop honoured).
+hundreds of frames. A fleet drives several rounds; episodes that the student failed are met again
+in the next one. A robot is driven by the oracle (with random actions injected), by the student
+(its wrong stops overridden), or sits an exam (the student alone, its stop honoured). Students and
+exams drive under the same restraint as the policy does.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from nvila_ros.restraint import Restraint
 from nvila_ros.sim import motion
 from nvila_ros.sim.appearance import Appearance
 from nvila_ros.sim.episodes import Episode, generate_batch
@@ -23,6 +26,7 @@ from nvila_ros.sim.renderer import Renderer
 from nvila_ros.sim.scene import Scene
 from nvila_ros.sim.world import World
 from nvila_ros.training.questions import ask_about_view
+from nvila_ros.training.replay import NUM_FRAMES, history_indices
 from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.view_labels import LandmarkTable
 
@@ -36,6 +40,7 @@ class FleetSettings:
     """How a fleet drives and what it labels."""
 
     num_robots: int = 16
+    num_rounds: int = 3  # in one apartment
     image_size_px: int = 192  # what the model takes
     camera_size_px: int = 224  # what the renderer draws, resized as the preprocessor does
     max_frames: int = 112  # one frame per 25 cm or 15 degrees
@@ -44,6 +49,7 @@ class FleetSettings:
     exam_share: float = 0.0
     view_share: float = 0.3  # of decisions whose current frame gets segmentation labels
     patches_per_side: int = 12
+    greedy_share: float = 0.5  # of the student's robots that take the likeliest action
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
     lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
     min_share: float = 0.003  # of the picture for an object to count as seen
@@ -61,6 +67,8 @@ class DecisionLabels:
         np.ndarray
     )  # (n, 3) float32 sin, cos of the bearing of the path, log1p distance to goal
     clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
+    shown: np.ndarray  # (n, 8) int64 frame indices that the decision shows, -1 for black
+    allowed: np.ndarray  # (n, 10) bool actions that the restraint offers
     views: list[View] = field(default_factory=list)
 
 
@@ -89,30 +97,52 @@ class Fleet:
         self.scene: Scene = generate_scene(seed)
         self.world = World(self.scene, Appearance.random(self.rng))
         size = settings.camera_size_px
-        self.renderer = Renderer(self.world, size, size, batch=16)
+        most = motion.MAX_UNITS * settings.num_robots
+        self.renderer = Renderer(self.world, size, size, batch=most)
         self.grid = OccupancyGrid.from_scene(self.scene)
         self.landmarks = LandmarkTable(self.scene, self.renderer.world.landmarks)
-        self.episodes: list[Episode] = generate_batch(
-            self.scene, self.grid, self.renderer.visible, self.rng, settings.num_robots
-        )
-        self._start()
+        wanted = settings.num_robots * (settings.num_rounds + 1) // 2 + settings.num_robots // 2
+        found = generate_batch(self.scene, self.grid, self.renderer.visible, self.rng, wanted)
+        self.waiting = [e for e in found if sequences.fits(e.instruction)]
+        self.planner = Planner(self.grid, np.array([e.goal for e in found])) if found else None
+        self._goal_of = {id(episode): index for index, episode in enumerate(found)}
+        self.failed: list[Episode] = []
+        self.episodes: list[Episode] = []
+        self.begin_round(settings)
 
-    def _start(self) -> None:
+    def begin_round(self, settings: FleetSettings) -> bool:
+        """Places robots at starts, failed episodes first; False where no episode is left.
+
+        They get at most half of the places. `settings` may change the drivers' shares.
+        """
+        self.settings = settings
+        again, self.failed = self.failed[: settings.num_robots // 2], []
+        fresh = settings.num_robots - len(again)
+        self.episodes, self.waiting = again + self.waiting[:fresh], self.waiting[fresh:]
+        self._start(len(again))
+        return bool(self.episodes)
+
+    def _start(self, num_again: int) -> None:
         count = len(self.episodes)
         self.poses = np.array([episode.start for episode in self.episodes]).reshape(count, 3)
-        goals = np.array([episode.goal for episode in self.episodes]).reshape(count, 2)
-        self.planner = Planner(self.grid, goals) if count else None
+        self.goal_index = np.array([self._goal_of[id(e)] for e in self.episodes], np.int64)
         self.active = np.ones(count, bool)
         self.num_frames = np.ones(count, np.int64)
         self.num_sent = np.zeros(count, np.int64)
         self.num_decisions = np.zeros(count, np.int64)
         self.arc_m = np.zeros(count)
         self.success = np.zeros(count, bool)
+        self.stopped_wrongly = np.zeros(count, bool)
         draw = self.rng.random(count)
         exam, student = self.settings.exam_share, self.settings.student_share
         self.driver = np.where(draw < exam, EXAM, np.where(draw < exam + student, STUDENT, ORACLE))
+        # What was failed before is practised, and does not count as an exam.
+        self.driver[:num_again] = STUDENT
+        likeliest = self.rng.random(count) < self.settings.greedy_share
+        self.greedy = (self.driver == EXAM) | likeliest
         self.noise = self.rng.choice(self.settings.noise_levels, count)
         self.paths = [PathProgress(episode) for episode in self.episodes]
+        self.restraints = [Restraint() for _ in range(count)]
         if count:
             self._store(np.arange(count), np.zeros(count, np.int64), self.poses)
 
@@ -124,9 +154,10 @@ class Fleet:
         """The oracle's word on every active robot's pose, and labelled views of some of them."""
         assert self.planner is not None
         robots = np.flatnonzero(self.active)
-        costs = np.minimum(self.planner.action_costs(self.poses)[robots], 1e3).astype(np.float32)
-        aim = self._aim_bearing()[robots]
-        distance = np.minimum(self.planner.distance_m(self.poses)[robots], 50.0)
+        poses, goals = self.poses[robots], self.goal_index[robots]
+        costs = np.minimum(self.planner.action_costs(poses, goals), 1e3).astype(np.float32)
+        aim = self._aim_bearing(poses, goals)
+        distance = np.minimum(self.planner.distance_m(poses, goals), 50.0)
         for robot in robots:
             self.arc_m[robot] = self.paths[robot].advance(self.poses[robot], self.arc_m[robot])
         labels = DecisionLabels(
@@ -136,6 +167,10 @@ class Fleet:
             costs=costs,
             targets=np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1).astype(np.float32),
             clause=np.array([self.paths[r].clause(self.arc_m[r]) for r in robots], np.int64),
+            shown=np.stack([history_indices(n) for n in self.num_frames[robots]])
+            if len(robots)
+            else np.zeros((0, NUM_FRAMES), np.int64),
+            allowed=self._allowed(robots),
             views=self._views(robots, costs),
         )
         self.num_sent[robots] = self.num_frames[robots]
@@ -143,11 +178,20 @@ class Fleet:
         self._distance = distance
         return labels
 
-    def _aim_bearing(self) -> np.ndarray:
-        """(K,) bearing of the point about 1.2 m down each robot's path, from its heading."""
+    def _allowed(self, robots: np.ndarray) -> np.ndarray:
+        """(n, 10) bool: what the restraint offers; the oracle is not restrained."""
+        allowed = np.ones((len(robots), len(motion.MOTIONS)), bool)
+        for row, robot in enumerate(robots):
+            if self.driver[robot] != ORACLE:
+                offered = self.restraints[robot].allowed(*self.poses[robot].tolist())
+                allowed[row] = [action in offered for action in range(len(motion.MOTIONS))]
+        return allowed
+
+    def _aim_bearing(self, poses: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """(n,) bearing of the point about 1.2 m down each robot's path, from its heading."""
         assert self.planner is not None
-        aim = self.planner.trace(self.poses, 8)[:, -1] - self.poses[:, :2]
-        return motion.wrap(np.arctan2(aim[:, 1], aim[:, 0]) - self.poses[:, 2])
+        aim = self.planner.trace(poses, 8, goals)[:, -1] - poses[:, :2]
+        return motion.wrap(np.arctan2(aim[:, 1], aim[:, 0]) - poses[:, 2])
 
     def _views(self, robots: np.ndarray, costs: np.ndarray) -> list[View]:
         chosen = np.flatnonzero(self.rng.random(len(robots)) < self.settings.view_share)
@@ -192,9 +236,12 @@ class Fleet:
         )
         if student_actions is not None:
             wrong_stop = (student_actions == STOP) & (self._distance > SUCCESS_RADIUS_M / 2)
+            self.stopped_wrongly[robots] |= wrong_stop & (driver != ORACLE)
             obeyed = np.where(wrong_stop, best, student_actions)
             actions = np.where(driver == STUDENT, obeyed, actions)
             actions = np.where(driver == EXAM, student_actions, actions)
+        for robot, action in zip(robots, actions, strict=True):
+            self.restraints[robot].tried(int(action), *self.poses[robot].tolist())
         self.num_decisions[robots] += 1
         stopped = actions == STOP
         self.success[robots[stopped]] = self._distance[stopped] < SUCCESS_RADIUS_M
@@ -207,6 +254,7 @@ class Fleet:
             return
         before = self.poses[robots]
         moved = motion.apply(self.grid, before, actions)
+        drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for unit in range(motion.MAX_UNITS):
             poses = moved.unit_poses[:, unit]
             went = np.abs(poses - before).max(1) > 1e-6  # a blocked unit shows nothing new
@@ -214,8 +262,9 @@ class Fleet:
             going = (unit < moved.num_units) & went
             going &= self.num_frames[robots] < self.settings.max_frames
             self.poses[robots[going]] = poses[going]
-            self._store(robots[going], self.num_frames[robots[going]], poses[going])
+            drawn.append((robots[going], self.num_frames[robots[going]], poses[going]))
             self.num_frames[robots[going]] += 1
+        self._store(*(np.concatenate(part) for part in zip(*drawn, strict=True)))
 
     def _give_up(self, robots: np.ndarray, distance_m: np.ndarray) -> None:
         start = np.array([self.episodes[r].geodesic_m for r in robots])
@@ -223,6 +272,9 @@ class Fleet:
         full = self.num_frames[robots] >= self.settings.max_frames
         late = self.num_decisions[robots] >= self.settings.max_decisions
         self.active[robots[lost | full | late]] = False
+        over = robots[~self.active[robots]]
+        failed = over[~self.success[over] | self.stopped_wrongly[over]]
+        self.failed += [self.episodes[r] for r in failed if self.driver[r] != ORACLE]
 
     def _store(self, robots: np.ndarray, slots: np.ndarray, poses: np.ndarray) -> None:
         size = self.settings.image_size_px

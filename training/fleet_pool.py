@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that each drive one fleet after another and hand frames over through shared memory.
 
-Protocol, per fleet: worker sends `Started`, then `Step`s; the trainer answers a step that asks the
-student with actions; worker sends `Finished`. Frames lie in the worker's shared buffer, which the
-next fleet overwrites: the trainer acknowledges a finished fleet once it has copied them.
+Protocol, per round of a fleet: worker sends `Started`, then `Step`s; the trainer answers a step
+that asks the student with actions; worker sends `Finished`. Frames lie in the worker's shared
+buffer, which the next round overwrites: the trainer acknowledges a finished round once it has
+copied them.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ if TYPE_CHECKING:  # workers import it only after they have chosen how to draw
 
 @dataclass
 class Started:
-    """A new fleet's instructions and who drives each robot."""
+    """A round's prompts and who drives each robot."""
 
-    instructions: list[str]
-    driver: np.ndarray
+    prompt_ids: np.ndarray  # (K, L) int16 expanded ids, padded
+    lengths: np.ndarray  # (K,) int64 length of each prompt
+    driver: np.ndarray  # (K,)
+    greedy: np.ndarray  # (K,) bool: the student takes its likeliest action
 
 
 @dataclass
@@ -59,6 +62,14 @@ def _buffer_shape(settings) -> tuple[int, ...]:
     return (settings.num_robots, settings.max_frames, size, size, 3)
 
 
+def _started(fleet, sequences) -> Started:
+    prompts = [sequences.navigation_prompt(e.instruction) for e in fleet.episodes]
+    ids = np.full((len(prompts), sequences.prompt_length), sequences.pad_id, np.int16)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+    return Started(ids, np.array([len(p) for p in prompts]), fleet.driver, fleet.greedy)
+
+
 def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, int]) -> None:
     """One process: fleets from consecutive seeds until the pipe closes."""
     os.environ.setdefault("LP_NUM_THREADS", "0")
@@ -71,15 +82,17 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
     try:
         for seed in range(*seeds):
             fleet = Fleet(seed, settings, frames, sequences)
-            connection.send(Started([e.instruction for e in fleet.episodes], fleet.driver))
-            while fleet.active.any():
-                labels = fleet.labels()
-                asks = bool((fleet.driver[labels.robots] != ORACLE).any())
-                connection.send(Step(labels, asks))
-                fleet.advance(connection.recv() if asks else None)
-            connection.send(Finished(fleet.success, fleet.driver, fleet.num_decisions))
+            while fleet.episodes:
+                connection.send(_started(fleet, sequences))
+                while fleet.active.any():
+                    labels = fleet.labels()
+                    asks = bool((fleet.driver[labels.robots] != ORACLE).any())
+                    connection.send(Step(labels, asks))
+                    fleet.advance(connection.recv() if asks else None)
+                connection.send(Finished(fleet.success, fleet.driver, fleet.num_decisions))
+                settings = connection.recv()  # acknowledges; may change the student's share
+                fleet.begin_round(settings)
             fleet.close()
-            settings = connection.recv()  # acknowledges; may change the student's share
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass
     except Exception:

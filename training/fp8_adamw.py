@@ -61,11 +61,13 @@ class Float8AdamW(torch.optim.Optimizer):
             for parameter in group["params"]:
                 number += 1
                 if parameter.grad is not None:
-                    self._update(parameter, group, number)
+                    self._update(parameter, parameter.grad, group, number)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
-        weight, gradient = _local(parameter.detach()), _local(parameter.grad)
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], number: int
+    ) -> None:
+        weight, gradient = _local(parameter.detach()), _local(gradient)
         if weight.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(
                 f"a parameter is {weight.dtype}; AdamW with float8 states expects float32 or "

@@ -96,17 +96,12 @@ class TrainingHeads(nn.Module):
         return geometry, clause_loss
 
 
-def soft_targets(costs: Tensor, temperature: float) -> Tensor:
-    """(B, 10) costs-to-go -> (B, 10) distribution that prefers the cheap ones."""
-    return F.softmax(-(costs - costs.amin(-1, keepdim=True)) / temperature, -1)
-
-
 class Objective:
-    """The losses of one micro-batch; compiled as one function on a GPU."""
+    """The losses of one micro-batch; compiled as functions on a GPU."""
 
-    def __init__(self, model, heads, answers, sequences, recipe):
+    def __init__(self, model, heads, answers, sequences, recipe, ring):
         self.model, self.heads, self.answers = model, heads, answers
-        self.recipe = recipe
+        self.recipe, self.ring = recipe, ring
         device = model.device
         self.navigation_places = torch.tensor(sequences.navigation_image_places, device=device)
         self.view_places = torch.tensor(sequences.view_image_places, device=device)
@@ -116,30 +111,30 @@ class Objective:
         self._see = torch.compile(self._see_losses) if wanted else self._see_losses
         self._encode = torch.compile(self._encode_pixels) if wanted else self._encode_pixels
 
-    def losses(self, batch, stage) -> dict[str, Tensor]:
-        """Mean losses by name, and their weighted sum as `total`."""
+    def losses(self, batch, shares: Tensor) -> dict[str, Tensor]:
+        """Mean losses by name, and their sum weighted by the stage's (2,) drive and see weights."""
         recipe = self.recipe
-        target = soft_targets(batch.costs, recipe.temperature)
-        taught = torch.multinomial(target, 1).squeeze(1)
         with self.autocast:
-            patches, features = self._encode(batch.pixels)
+            pixels = self.ring.pixels[batch.slots]
+            patches, features = self._encode(pixels, batch.mirrored, batch.light)
             num_views = len(batch.view_ids)
             seen = self._see(patches[-num_views:], features[-num_views:], batch)
-            drive = self._drive(features[: len(features) - num_views], batch, target, taught)
+            drive = self._drive(features[: len(features) - num_views], batch)
         losses = drive | seen
-        losses["total"] = stage.drive_weight * (
+        losses["total"] = shares[0] * (
             losses["answer"] + recipe.route_weight * (losses["geometry"] + losses["clause"])
-        ) + stage.see_weight * (losses["question"] + 0.5 * (losses["category"] + losses["colour"]))
+        ) + shares[1] * (losses["question"] + 0.5 * (losses["category"] + losses["colour"]))
         return losses
 
-    def _encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = augment(normalise(pixels))
-        patches = self.model.vision_tower(pixels)
+    def _encode_pixels(
+        self, pixels: Tensor, mirrored: Tensor, light: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+        patches = self.model.vision_tower(relight(normalise(pixels), light))
         return patches, self.model.mm_projector(patches)
 
-    def _drive_losses(
-        self, features: Tensor, batch, target: Tensor, taught: Tensor
-    ) -> dict[str, Tensor]:
+    def _drive_losses(self, features: Tensor, batch) -> dict[str, Tensor]:
+        taught, target = batch.taught, batch.target
         places = batch.lengths[:, None] + torch.arange(self.answers.length, device=taught.device)
         ids = batch.ids.scatter(1, places, self.answers.ids[taught])
         embeds = fuse(self.model, ids, features[batch.shown].flatten(1, 2), self.navigation_places)
@@ -148,7 +143,7 @@ class Objective:
         picked = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width))  # (B, K, D)
         logits = self.model.logits(picked)
         answer = self.answers.loss(logits, taught, target)
-        geometry, clause = self.heads.route_loss(picked[:, 0], batch.targets, batch.clause)
+        geometry, clause = self.heads.route_loss(picked[:, 0], batch.geometry, batch.clause)
         weight = batch.weight
         return {
             "answer": (answer * weight).sum(),
@@ -196,10 +191,7 @@ def normalise(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def augment(pixels: Tensor, strength: float = 0.15) -> Tensor:
-    """Random brightness, contrast and colour balance per frame; (F, 3, S, S) in and out."""
-    count, device = len(pixels), pixels.device
-    gain = 1.0 + strength * (2.0 * torch.rand(count, 1, 1, 1, device=device) - 1.0)
-    balance = 1.0 + 0.4 * strength * (2.0 * torch.rand(count, 3, 1, 1, device=device) - 1.0)
-    shift = strength * (2.0 * torch.rand(count, 1, 1, 1, device=device) - 1.0)
-    return (pixels * gain * balance + shift).clamp(-1.0, 1.0)
+def relight(pixels: Tensor, light: Tensor) -> Tensor:
+    """(F, 3, S, S) in [-1, 1] times (F, 4) light's colour factors, plus its shift; clipped."""
+    scaled = pixels * light[:, :3, None, None] + light[:, 3:, None, None]
+    return scaled.clamp(-1.0, 1.0)

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import nn
 
+from nvila_ros.training.muon import BatchedMuon
+
 NO_MATRIX = (
     "embed_tokens",
     "position_embedding",
@@ -47,13 +49,7 @@ def make_optimizers(
         betas=(0.9, 0.98),
         fused=fused,
     )
-    muon = torch.optim.Muon(
-        matrices,
-        lr=matrix_lr,
-        momentum=0.95,
-        weight_decay=weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = BatchedMuon(matrices, lr=matrix_lr, momentum=0.95, weight_decay=weight_decay)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

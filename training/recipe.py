@@ -31,9 +31,11 @@ class NanoRecipe:
     stages: tuple[Stage, ...]
     max_steps: int | None = None  # ends the run earlier than its minutes
     seed: int = 1
-    start_from: str | None = None  # folder of an earlier checkpoint
+    start_from: str | None = None  # an earlier run's folder, or a released checkpoint's
+    start_heads: str | None = None  # a run's folder whose training heads go with start_from
     num_workers: int = 14  # processes that drive and render
     num_robots: int = 16  # per process
+    num_rounds: int = 3  # in one apartment
     ring_frames: int = 300_000  # frames kept on the device
     num_decisions: int = 1024  # per micro-batch
     num_frames: int = 2048  # different frames that these decisions may show
@@ -44,11 +46,13 @@ class NanoRecipe:
     weight_decay: float = 0.05
     max_gradient_norm: float = 1.0
     temperature: float = 0.3  # of the soft targets, in units of 25 cm or 15 degrees
-    stop_weight: float = 3.0  # decisions where the oracle stops are rare and decide the episode
+    stop_weight: float = 1.0  # of decisions where the oracle stops; above 1 it stops too early
+    mirror_share: float = 0.5  # of episodes and views that are turned round
     route_weight: float = 0.3  # of the geometry and clause heads
     warmup: float = 0.03  # share of the run
     decay: float = 0.3  # share of the run
     compile: bool = True
+    graphs: bool = True  # replay the compiled step and the student as CUDA graphs
 
     def stage_at(self, progress: float) -> Stage:
         """The stage under way at this share of the run's time."""

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames on the device and the decisions that show them: a ring that forgets the oldest.
 
-Frames are stored once; a decision holds the ring slots of its eight frames, so all decisions of an
-episode share what the tower computes.
+Frames are stored once; a decision holds the tickets of its eight frames, so all decisions of an
+episode share what the tower computes. One thread writes, another samples: what the ring will
+overwrite soon is not sampled any more.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,51 +39,73 @@ class FrameRing:
         self, capacity: int, size_px: int, device: torch.device, feature_shape: tuple[int, int]
     ):
         self.capacity = capacity
+        self.margin = min(8192, capacity // 4)  # frames that may be overwritten while they are used
         self.pixels = torch.zeros((capacity, size_px, size_px, 3), dtype=torch.uint8, device=device)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.features = torch.zeros((capacity, *feature_shape), dtype=dtype, device=device)
         self.next_ticket = 1  # slot 0 of every lap is the black frame
 
-    def put(self, frames: np.ndarray) -> np.ndarray:
-        """Copies (n, S, S, 3) uint8 in; returns their tickets (n,) int64."""
-        tickets = np.empty(len(frames), np.int64)
-        for row in range(len(frames)):
-            if self.next_ticket % self.capacity == BLACK_SLOT:
-                self.next_ticket += 1
-            tickets[row] = self.next_ticket
+    def put(self, frames: torch.Tensor) -> np.ndarray:
+        """Copies (n, S, S, 3) uint8 in, to consecutive slots; returns their tickets (n,) int64.
+
+        Frames in pinned memory are copied asynchronously in the current stream.
+        """
+        first = self.next_ticket
+        slot = first % self.capacity
+        if slot + len(frames) > self.capacity:  # what is left of this lap stays unused
+            first += self.capacity - slot + 1
+            slot = 1
+        self.pixels[slot : slot + len(frames)].copy_(frames, non_blocking=True)
+        self.next_ticket = first + len(frames)
+        if self.next_ticket % self.capacity == BLACK_SLOT:
             self.next_ticket += 1
-        slots = torch.from_numpy(tickets % self.capacity).to(self.pixels.device)
-        self.pixels[slots] = torch.from_numpy(np.ascontiguousarray(frames)).to(self.pixels.device)
-        return tickets
+        return np.arange(first, first + len(frames))
 
     def is_held(self, ticket: int) -> bool:
         """Whether the frame is still there; a margin covers writes to come."""
-        return ticket > self.next_ticket - self.capacity + 4096
+        return ticket > self.next_ticket - self.capacity + self.margin
 
     def slots(self, tickets: np.ndarray) -> np.ndarray:
         """Ring slots of tickets; ticket 0 is the black frame."""
         return tickets % self.capacity
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class EpisodeRecord:
-    """One robot's episode as the trainer sees it."""
+    """One robot's episode as the trainer sees it: K decisions."""
 
-    prompt_ids: np.ndarray  # expanded ids of the whole prompt, answer excluded
-    tickets: list[int] = field(default_factory=list)  # one per frame
-    shown: list[np.ndarray] = field(default_factory=list)  # (8,) tickets per decision
-    costs: list[np.ndarray] = field(default_factory=list)  # (10,) per decision
-    targets: list[np.ndarray] = field(default_factory=list)  # (3,) per decision
-    clause: list[int] = field(default_factory=list)
+    prompt_ids: np.ndarray  # (L,) int16 expanded ids of the whole prompt, padded
+    prompt_length: int  # of them before the answer begins
+    tickets: np.ndarray  # (D,) sorted distinct tickets of all frames shown, without the black one
+    shown: np.ndarray  # (K, 8) rows of `tickets`, -1 for the black frame
+    costs: np.ndarray  # (K, 10) float32
+    targets: np.ndarray  # (K, 3) float32
+    clause: np.ndarray  # (K,) int64
 
-    def show(self) -> np.ndarray:
-        """(8,) tickets of the frames that a decision taken now shows."""
-        indices = history_indices(len(self.tickets))
-        tickets = np.array(self.tickets)
-        return np.where(indices < 0, BLACK_SLOT, tickets[np.maximum(indices, 0)])
+    @classmethod
+    def from_shown(
+        cls,
+        prompt_ids: np.ndarray,
+        prompt_length: int,
+        shown_tickets: np.ndarray,
+        costs: np.ndarray,
+        targets: np.ndarray,
+        clause: np.ndarray,
+    ) -> EpisodeRecord:
+        """`shown_tickets` is (K, 8), 0 for the black frame."""
+        tickets, rows = np.unique(shown_tickets, return_inverse=True)
+        rows = rows.reshape(shown_tickets.shape)
+        if tickets[0] == BLACK_SLOT:
+            tickets, rows = tickets[1:], rows - 1
+        return cls(prompt_ids, prompt_length, tickets, rows, costs, targets, clause)
+
+    @property
+    def num_decisions(self) -> int:
+        """How often it was decided."""
+        return len(self.shown)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class ViewRecord:
     """One labelled view: its frame, its patch labels and a conversation about it."""
 
@@ -93,51 +117,60 @@ class ViewRecord:
 
 
 class Replay:
-    """Finished and running episodes and views whose frames the ring still holds."""
+    """Finished episodes and views whose frames the ring still holds."""
 
     def __init__(self, ring: FrameRing):
         self.ring = ring
         self.episodes: deque[EpisodeRecord] = deque()
         self.views: deque[ViewRecord] = deque()
         self.num_decisions = 0
+        self._lock = threading.Lock()
 
-    def add_episode(self, record: EpisodeRecord) -> None:
-        """Keeps an episode that is over."""
-        if record.shown:
-            self.episodes.append(record)
-            self.num_decisions += len(record.shown)
+    def add(self, episodes: list[EpisodeRecord], views: list[ViewRecord]) -> None:
+        """Keeps episodes that are over and labelled views."""
+        kept = [episode for episode in episodes if episode.num_decisions]
+        with self._lock:
+            self.episodes.extend(kept)
+            self.views.extend(views)
+            self.num_decisions += sum(episode.num_decisions for episode in kept)
 
     def forget(self) -> None:
         """Drops what the ring has overwritten."""
-        while self.episodes and not self.ring.is_held(self.episodes[0].tickets[0]):
-            self.num_decisions -= len(self.episodes.popleft().shown)
-        while self.views and not self.ring.is_held(self.views[0].ticket):
-            self.views.popleft()
+        with self._lock:
+            while self.episodes and not self.ring.is_held(self.episodes[0].tickets[0]):
+                self.num_decisions -= self.episodes.popleft().num_decisions
+            while self.views and not self.ring.is_held(self.views[0].ticket):
+                self.views.popleft()
 
-    def sample_decisions(
+    def sample_episodes(
         self, rng: np.random.Generator, num_decisions: int, num_frames: int
-    ) -> tuple[list[tuple[EpisodeRecord, int]], np.ndarray]:
-        """Decisions of random whole episodes that show at most `num_frames` different frames.
+    ) -> list[EpisodeRecord]:
+        """Different random episodes that fill a batch of decisions and distinct frames.
 
-        Returns (episode, decision index) pairs and the sorted distinct tickets (ticket 0 first).
+        The last one may hold more decisions than are wanted; frames are never exceeded, the black
+        one included.
         """
-        chosen: list[tuple[EpisodeRecord, int]] = []
-        tickets: set[int] = {BLACK_SLOT}
-        for _ in range(10_000):
-            if len(chosen) >= num_decisions:
+        with self._lock:
+            order = rng.permutation(len(self.episodes))[: 4 * num_decisions]
+            candidates = [self.episodes[index] for index in order[:512]]
+        chosen: list[EpisodeRecord] = []
+        decisions, frames = 0, 1
+        for episode in candidates:
+            if decisions >= num_decisions:
                 break
-            episode = self.episodes[rng.integers(len(self.episodes))]
             if not self.ring.is_held(episode.tickets[0]):
                 continue
-            new = set(np.concatenate(episode.shown).tolist()) - tickets
-            if len(tickets) + len(new) > num_frames:
-                break
-            tickets |= new
-            chosen += [(episode, k) for k in range(len(episode.shown))]
-        return chosen[:num_decisions], np.array(sorted(tickets))
+            if frames + len(episode.tickets) > num_frames:
+                if frames > 0.9 * num_frames:
+                    break
+                continue
+            chosen.append(episode)
+            decisions += episode.num_decisions
+            frames += len(episode.tickets)
+        return chosen
 
     def sample_views(self, rng: np.random.Generator, count: int) -> list[ViewRecord]:
         """Random labelled views that the ring still holds."""
-        picks = rng.integers(len(self.views), size=2 * count)
-        held = (self.views[i] for i in picks)
+        with self._lock:
+            held = [self.views[i] for i in rng.integers(len(self.views), size=2 * count)]
         return [view for view in held if self.ring.is_held(view.ticket)][:count]

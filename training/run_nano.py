@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.checkpoint import load_run
+from nvila_ros.training.checkpoint import load_moments, load_run
 from nvila_ros.training.nano import NanoTrainer
 from nvila_ros.training.recipe import NanoRecipe, load_recipe
 from nvila_ros.training.vocabulary import build_sequences
@@ -21,9 +22,24 @@ def build_trainer(recipe: NanoRecipe, out: Path, device: torch.device) -> NanoTr
     model = Nvila.from_scratch(sequences.config, seed=recipe.seed)
     model.connect(sequences.tokenizer.media_ids, sequences.tokenizer.newline_ids)
     trainer = NanoTrainer(recipe, model.to(device), sequences, out)
-    if recipe.start_from:
-        load_run(recipe.start_from, trainer.model, trainer.heads)
+    _start(recipe, trainer)
     return trainer
+
+
+def _start(recipe: NanoRecipe, trainer: NanoTrainer) -> None:
+    """Weights of an earlier run, or of a released checkpoint, then heads and optimizer state."""
+    if recipe.start_from is None:
+        return
+    folder = Path(recipe.start_from)
+    if (folder / "config.json").is_file():
+        released, _ = weights.load(folder)
+        trainer.model.load_state_dict(released.state_dict())
+    else:
+        load_run(folder, trainer.model, None if recipe.start_heads else trainer.heads)
+        if any(folder.glob("moments-*.safetensors")):
+            load_moments(folder, trainer.optimizers)
+    if recipe.start_heads:
+        load_run(recipe.start_heads, None, trainer.heads)
 
 
 def main() -> None:

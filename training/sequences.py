@@ -25,7 +25,7 @@ class SequenceBuilder:
         self,
         tokenizer: Tokenizer,
         config: NvilaConfig,
-        max_instruction_tokens: int = 96,
+        max_instruction_tokens: int = 64,
         view_length: int = 192,
         view_places: int = 56,
     ):
@@ -52,6 +52,11 @@ class SequenceBuilder:
                 f"the prompt of {instruction!r} has {len(ids)} ids, at most {limit} fit"
             )
         return np.array(ids, np.int64)
+
+    def fits(self, instruction: str) -> bool:
+        """Whether `navigation_prompt` takes the instruction."""
+        length = len(self._expand(self._navigation_ids(instruction)))
+        return length <= self.prompt_length - ANSWER_ROOM
 
     def conversation(self, turns: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Questions and answers about one frame: expanded ids, and which of them are supervised.

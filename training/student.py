@@ -5,93 +5,125 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.training.graphs import Captured
 from nvila_ros.training.objectives import AnswerTable, fuse, normalise
-from nvila_ros.training.replay import EpisodeRecord, FrameRing
+from nvila_ros.training.replay import BLACK_SLOT, NUM_FRAMES, FrameRing
 from nvila_ros.training.sequences import SequenceBuilder
 
-ENCODE_CHUNK = 512
+ENCODE_ROWS = 128  # frames and robots at once: the shapes are constant
+DECIDE_ROWS = 128
 
 
 class Student:
-    """Encodes each frame once, with the weights of that moment, and walks the answers' tokens."""
+    """Encodes each frame once, with the weights of that moment, and chooses among the answers.
+
+    It samples an answer or takes the likeliest, among those that are offered. `captured` replays
+    both halves as CUDA graphs; they read the weights as they are at that moment.
+    """
 
     def __init__(
-        self, model: Nvila, answers: AnswerTable, sequences: SequenceBuilder, ring: FrameRing
+        self,
+        model: Nvila,
+        answers: AnswerTable,
+        sequences: SequenceBuilder,
+        ring: FrameRing,
+        captured: bool = False,
     ):
         self.model, self.answers, self.sequences, self.ring = model, answers, sequences, ring
         device = model.device
+        self.device = device
+        self.rng = np.random.default_rng(0)
         self.places = torch.tensor(sequences.navigation_image_places, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        self.encoded: dict[
-            int, int
-        ] = {}  # ring slot -> ticket of the frame whose features it holds
+        self.encoded = np.full(ring.capacity, -1, np.int64)  # ticket whose features a slot holds
+        self.branch = _branching_place(answers)
+        self.shape = {
+            "slots": torch.zeros(ENCODE_ROWS, dtype=torch.long, device=device),
+            "shown": torch.zeros((DECIDE_ROWS, NUM_FRAMES), dtype=torch.long, device=device),
+            "ids": torch.full((DECIDE_ROWS, sequences.prompt_length), sequences.pad_id).to(device),
+            "lengths": torch.full((DECIDE_ROWS,), sequences.min_length, device=device),
+        }
+        self._encode_slots = Captured(self._encode_now, captured)
+        self._score_rows = Captured(self._score_now, captured)
+
+    def capture(self) -> None:
+        """Records both graphs; call it while no other thread uses the device."""
+        with torch.no_grad():
+            self._encode_slots(self.shape["slots"])
+            self._score_rows(self.shape["shown"], self.shape["ids"], self.shape["lengths"])
 
     @torch.no_grad()
-    def decide(self, records: list[EpisodeRecord], greedy: np.ndarray) -> np.ndarray:
-        """(n,) actions for the records' newest decisions; sampled where `greedy` is False."""
-        if not records:
+    def decide(
+        self,
+        shown: np.ndarray,
+        prompt_ids: np.ndarray,
+        lengths: np.ndarray,
+        greedy: np.ndarray,
+        allowed: np.ndarray,
+    ) -> np.ndarray:
+        """(n, 8) tickets, (n, L) prompts of (n,) ids, (n,) and (n, 10) bool -> (n,) actions."""
+        scores = np.empty(allowed.shape, np.float32)
+        if not len(shown):
             return np.zeros(0, np.int64)
-        with self.autocast:
-            shown = np.stack([record.shown[-1] for record in records])
-            self._encode(shown)
-            device = self.model.device
-            slots = torch.from_numpy(self.ring.slots(shown)).to(device)
-            features = self.ring.features[slots].flatten(1, 2)
-            ids = torch.full((len(records), self.sequences.prompt_length), self.sequences.pad_id)
-            lengths = torch.tensor([len(record.prompt_ids) for record in records], device=device)
-            for row, record in enumerate(records):
-                ids[row, : len(record.prompt_ids)] = torch.from_numpy(record.prompt_ids)
-            chosen = self._walk(
-                ids.to(device), features, lengths, torch.from_numpy(greedy).to(device)
+        self._encode(shown)
+        slots = self.ring.slots(shown)
+        for begin in range(0, len(shown), DECIDE_ROWS):
+            rows = slice(begin, begin + DECIDE_ROWS)
+            found = self._score_rows(
+                self._padded("shown", slots[rows]),
+                self._padded("ids", prompt_ids[rows]),
+                self._padded("lengths", lengths[rows]),
             )
-        return chosen.cpu().numpy()
+            scores[rows] = found.cpu().numpy()[: len(shown[rows])]
+        scores = np.where(allowed, scores, -np.inf)
+        noise = self.rng.gumbel(size=scores.shape) * ~greedy[:, None]
+        return (scores + noise).argmax(1)
 
     def _encode(self, shown: np.ndarray) -> None:
-        tickets = np.unique(shown)
-        fresh = [
-            t for t in tickets.tolist() if self.encoded.get(t % self.ring.capacity) != t or t == 0
-        ]
-        for begin in range(0, len(fresh), ENCODE_CHUNK):
-            part = fresh[begin : begin + ENCODE_CHUNK]
-            slots = torch.tensor([t % self.ring.capacity for t in part], device=self.model.device)
+        tickets = np.unique(np.append(shown, BLACK_SLOT))
+        slots = self.ring.slots(tickets)
+        fresh = (self.encoded[slots] != tickets) | (tickets == BLACK_SLOT)
+        tickets, slots = tickets[fresh], slots[fresh]
+        for begin in range(0, len(slots), ENCODE_ROWS):
+            self._encode_slots(self._padded("slots", slots[begin : begin + ENCODE_ROWS]))
+        self.encoded[slots] = tickets
+
+    def _padded(self, name: str, rows: np.ndarray) -> Tensor:
+        """Rows on the device; in a graph's constant shape, where what is beyond them is old."""
+        given = torch.from_numpy(np.ascontiguousarray(rows, np.int64))
+        if not self._encode_slots.enabled:
+            return given.to(self.device)
+        tensor = self.shape[name]
+        tensor[: len(rows)].copy_(given)
+        return tensor
+
+    def _encode_now(self, slots: Tensor) -> Tensor:
+        """Slots left over from an earlier call are encoded anew, which does no harm."""
+        with self.autocast:
             features = self.model.encode_frames(normalise(self.ring.pixels[slots]))
-            self.ring.features[slots] = features.to(self.ring.features.dtype)
-            self.encoded.update({t % self.ring.capacity: t for t in part})
+        self.ring.features[slots] = features.to(self.ring.features.dtype)
+        return slots
 
-    def _walk(self, ids, features, lengths, greedy) -> torch.Tensor:
-        """Down the answers' tokens: at each place, choose among the answers that still agree."""
-        answers = self.answers
-        count = len(ids)
-        rows = torch.arange(count, device=ids.device)
-        alive = torch.ones((count, len(answers.ids)), dtype=torch.bool, device=ids.device)
-        for place in range(answers.length):
-            tokens = answers.ids[:, place]
-            if self._may_differ(alive, tokens):
-                hidden = self.model(fuse(self.model, ids, features, self.places))
-                logits = self.model.logits(hidden[rows, lengths + place - 1]).float()
-                scores = logits[:, tokens].masked_fill(~alive, -1e9)  # (B, 10)
-                noise = -torch.log(-torch.log(torch.rand_like(scores).clamp(1e-9, 1 - 1e-9)))
-                distinct = self._first_of_each(alive, tokens)
-                scores = scores.masked_fill(~distinct, -1e9)
-                picked = (scores + noise * (~greedy[:, None])).argmax(-1)
-            else:
-                picked = alive.float().argmax(-1)
-            token = tokens[picked]
-            alive &= tokens[None, :] == token[:, None]
-            ids[rows, lengths + place] = token
-        return alive.float().argmax(-1)
+    def _score_now(self, shown: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(n, 10) log probabilities of the answers, from the token at which they part."""
+        with self.autocast:
+            first = self.answers.ids[0]
+            rows = torch.arange(len(ids), device=ids.device)
+            for place in range(self.branch):  # the beginning that all answers share
+                ids = ids.scatter(1, (lengths + place)[:, None], first[place].expand(len(ids), 1))
+            features = self.ring.features[shown].flatten(1, 2)
+            hidden = self.model(fuse(self.model, ids, features, self.places))
+            logits = self.model.logits(hidden[rows, lengths + self.branch - 1]).float()
+        return logits[:, self.answers.ids[:, self.branch]].log_softmax(-1)
 
-    @staticmethod
-    def _may_differ(alive, tokens) -> bool:
-        low = torch.where(alive, tokens[None, :], tokens.max()).amin(-1)
-        high = torch.where(alive, tokens[None, :], tokens.min()).amax(-1)
-        return bool((low != high).any())
 
-    @staticmethod
-    def _first_of_each(alive, tokens) -> torch.Tensor:
-        """(B, 10) marks, per row, the first living answer of each distinct token."""
-        same = tokens[:, None] == tokens[None, :]  # (10, 10)
-        earlier = torch.tril(same.float(), -1) @ alive.float().T  # (10, B)
-        return alive & (earlier.T == 0)
+def _branching_place(answers: AnswerTable) -> int:
+    """The one place at which the answers part; the vocabulary has a token per ending."""
+    differs = [len(set(column)) for column in answers.ids.T.tolist()]
+    places = [place for place, count in enumerate(differs) if count > 1]
+    if len(places) != 1 or differs[places[0]] != len(answers.ids):
+        raise ValueError("the answers must part at exactly one token; use the small tokenizer")
+    return places[0]

@@ -2,7 +2,7 @@
 // The linears of one decoder layer for 1 to 8 rows, each with what stands before and after it.
 //
 // Defines: BATCH (rows of x that fit, 1 to 8), STAGES, MAX_THREADS, MIN_BLOCKS (per
-// multiprocessor), ACCUMULATE_FP16. Grid: (blocks that share the outputs, chunks of BATCH rows).
+// multiprocessor). Grid: (blocks that share the outputs, chunks of BATCH rows).
 #include "decode_linear.cuh"
 #include "decode_rows.cuh"
 
@@ -19,7 +19,7 @@
 // Shared memory, in this order; the host counts the same (decode_plan.py).
 struct Rooms {
   unsigned char *ring, *x;
-  float *group_sums, *reduction, *factors, *sums;
+  float *group_sums, *reduction, *sums;
   int row_bytes;
 
   __device__ __forceinline__ Rooms(unsigned char *base, int num_inputs) {
@@ -28,8 +28,7 @@ struct Rooms {
     x = ring + blockDim.x / WARP * STAGES * STAGE_BYTES;
     group_sums = reinterpret_cast<float *>(x + BATCH * row_bytes);
     reduction = group_sums + BATCH * (num_inputs / GROUP);
-    factors = reduction + 32;
-    sums = factors + 8;
+    sums = reduction + 40;
   }
 };
 
@@ -56,7 +55,7 @@ __device__ __forceinline__ void run_linear(Work work, int num_pairs, const __hal
   wait_for_previous_kernel();
   if (!(STARTS_NEXT_EARLY && !LATE_START)) let_next_kernel_start();
   rows_to_shared<NORMS>(x + size_t(first_row) * num_inputs, norm_weight, first_weight, eps, rows, num_inputs, rooms.x,
-                        rooms.row_bytes, rooms.group_sums, rooms.reduction, rooms.factors);
+                        rooms.row_bytes, rooms.group_sums, rooms.reduction);
   int stage = 0;
   Rows shared_rows = {shared_address(rooms.x), u32(rooms.row_bytes), shared_address(rooms.group_sums)};
   multiply_units(work, groups, loader, stage, shared_rows, rooms.sums, [&]() { loader.load(work, groups); });
@@ -67,10 +66,6 @@ __device__ __forceinline__ void run_linear(Work work, int num_pairs, const __hal
     int slot = pair / 8 * 16 + pair % 8;
     float first = add_warps(rooms.sums, slots, slot, m, num_warps);
     float second = add_warps(rooms.sums, slots, slot + 8, m, num_warps);
-#ifdef ACCUMULATE_FP16
-    first *= rooms.factors[m];
-    second *= rooms.factors[m];
-#endif
     finish(work.first + pair, first_row + m, first, second);
   }
 }
@@ -159,7 +154,7 @@ extern "C" __global__ void rms_norm(const __half *x /* (M, D) */, const __half *
   wait_for_previous_kernel();
   float squares = 0.f;
   for (int i = threadIdx.x; i < width / 8; i += blockDim.x) squares += sum_squares(load_fresh16(source + i));
-  float factor = rsqrtf(over_block<true>(squares, room) / width + eps);
+  float factor = rsqrtf(sum_over_block(squares, room) / width + eps);
   for (int i = threadIdx.x; i < width / 8; i += blockDim.x)
     target[i] = multiply8(scale_halves8(load_fresh16(source + i), factor),
                           reinterpret_cast<const uint4 *>(weight)[i]);

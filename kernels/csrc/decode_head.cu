@@ -42,7 +42,7 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
             const __half *norm_weight /* (D) */, const int *allowed, float *scores, int *token /* (M) */, u64 *best,
             u32 *finished, int *position, int *history, int num_positions, float eps, int num_rows, int num_tokens, int width) {
   extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ float room[33], factors[BATCH];
+  __shared__ float room[33];
   __shared__ int is_last;
   const int num_warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int g = lane / 4, t = lane % 4;
@@ -81,8 +81,7 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
   const uint4 first_weight = first_norm_weight(norm_weight, width);
   if (!allowed) wait_for_previous_kernel();
   let_next_kernel_start();
-  rows_to_shared<true>(hidden, norm_weight, first_weight, eps, num_rows, width, x_room, width * 2 + 16, nullptr, room,
-                       factors);
+  rows_to_shared<true>(hidden, norm_weight, first_weight, eps, num_rows, width, x_room, width * 2 + 16, nullptr, room);
 
   const u32 x = shared_address(x_room) + (g < BATCH ? g : 0) * (width * 2 + 16) + t * 32;
   u64 top[2] = {0, 0};

@@ -117,43 +117,21 @@ struct Loader {
   }
 };
 
-#ifdef ACCUMULATE_FP16
-typedef u32 Sum[2];
-#else
-typedef float Sum[4];
-#endif
-
-// 8 codes -> four pairs of halves. Without subtracting: 64 + code, which is exact; the caller takes
-// (64 + zero) * (sum of x) off. For float16 sums: code - zero, exact too; `offset` = -(64 + zero).
-__device__ __forceinline__ void unpack_codes(u32 (&v)[4], u32 word, u32 offset) {
+// 8 codes -> four pairs of halves 64 + code, exactly; the caller takes (64 + zero) * (sum of x) off.
+__device__ __forceinline__ void unpack_codes(u32 (&v)[4], u32 word) {
   const u32 magic = 0x54005400u;  // 64; the code stands 4 bits above the last, which is 1 / 16
   v[0] = and_or<0x00f000f0u>(word << 4, magic);
   v[1] = and_or<0x00f000f0u>(word, magic);
   v[2] = and_or<0x00f000f0u>(word >> 4, magic);
   v[3] = and_or<0x00f000f0u>(word >> 8, magic);
-#ifdef ACCUMULATE_FP16
-#pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = add2(v[i], offset);
-#endif
 }
 
-__device__ __forceinline__ void multiply_words(Sum &sum, u32 word_a, u32 word_b, u32 offset_a, u32 offset_b,
-                                               uint4 x) {
+__device__ __forceinline__ void multiply_words(float (&sum)[4], u32 word_a, u32 word_b, uint4 x) {
   u32 a[4], b[4];
-  unpack_codes(a, word_a, offset_a);
-  unpack_codes(b, word_b, offset_b);
-#ifdef ACCUMULATE_FP16
-  multiply_16x8x16_half(sum, a[0], b[0], a[1], b[1], x.x, x.y);
-  multiply_16x8x16_half(sum, a[2], b[2], a[3], b[3], x.z, x.w);
-#else
+  unpack_codes(a, word_a);
+  unpack_codes(b, word_b);
   multiply_16x8x16(sum, a[0], b[0], a[1], b[1], x.x, x.y);
   multiply_16x8x16(sum, a[2], b[2], a[3], b[3], x.z, x.w);
-#endif
-}
-
-__device__ __forceinline__ u32 zero_offset(float zero) {
-  u32 v = pack_halves(-64.f - zero, -64.f - zero);
-  return v;
 }
 
 // One group of one tile: total += scale * (code - zero) x. sums_x: the group's sums of the lane's
@@ -162,24 +140,15 @@ __device__ __forceinline__ void multiply_tile(u32 slot, u32 scale_zero_a, u32 sc
                                               const float (&sums_x)[2], float (&total)[4]) {
   uint4 a = load_shared16(slot), b = load_shared16(slot + WARP * 16);
   float2 scale_a = unpack_halves(scale_zero_a), scale_b = unpack_halves(scale_zero_b);
-  Sum sum = {};
-  u32 offset_a = 0, offset_b = 0;
-#ifdef ACCUMULATE_FP16
-  offset_a = zero_offset(scale_a.y), offset_b = zero_offset(scale_b.y);
-#endif
-  multiply_words(sum, a.x, b.x, offset_a, offset_b, x[0]);
-  multiply_words(sum, a.y, b.y, offset_a, offset_b, x[1]);
-  multiply_words(sum, a.z, b.z, offset_a, offset_b, x[2]);
-  multiply_words(sum, a.w, b.w, offset_a, offset_b, x[3]);
-#ifdef ACCUMULATE_FP16
-  float2 first = unpack_halves(sum[0]), second = unpack_halves(sum[1]);
-  const float wide[4] = {first.x, first.y, second.x, second.y};
-#else
+  float sum[4] = {};
+  multiply_words(sum, a.x, b.x, x[0]);
+  multiply_words(sum, a.y, b.y, x[1]);
+  multiply_words(sum, a.z, b.z, x[2]);
+  multiply_words(sum, a.w, b.w, x[3]);
   const float offset[2] = {scale_a.y + 64.f, scale_b.y + 64.f};
   float wide[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) wide[i] = sum[i] - offset[i / 2] * sums_x[i % 2];
-#endif
 #pragma unroll
   for (int i = 0; i < 4; i++)
     if (i % 2 < BATCH) total[i] += (i < 2 ? scale_a.x : scale_b.x) * wide[i];

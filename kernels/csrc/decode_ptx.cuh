@@ -82,12 +82,6 @@ __device__ __forceinline__ u32 add2(u32 a, u32 b) {
   return v;
 }
 
-__device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
-  u32 v;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
-  return v;
-}
-
 // c (16x8, float32) += a (16x16) b (16x8). Lane 4 g + t holds rows g and g + 8 of a and c,
 // column g of b; which inputs it holds is free as long as a and b agree.
 __device__ __forceinline__ void multiply_16x8x16(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3,
@@ -95,14 +89,6 @@ __device__ __forceinline__ void multiply_16x8x16(float (&c)[4], u32 a0, u32 a1, 
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// The same, accumulated in float16: twice the rate on GeForce; sums must stay below 65504.
-__device__ __forceinline__ void multiply_16x8x16_half(u32 (&c)[2], u32 a0, u32 a1, u32 a2, u32 a3,
-                                                      u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0,%1}, {%2,%3,%4,%5}, {%6,%7}, {%0,%1};"
-      : "+r"(c[0]), "+r"(c[1])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 

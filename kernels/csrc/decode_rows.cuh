@@ -7,19 +7,10 @@
 #define BATCH 1
 #endif
 
-// Of |x|, for sums of 128 products in float16: 128 * 15 * 32 = 61440 stays below 65504.
-constexpr float LARGEST_HALF_INPUT = 32.f;
-
 // 8 halves -> their sum of squares
 __device__ __forceinline__ float sum_squares(uint4 v) {
   float2 a = unpack_halves(v.x), b = unpack_halves(v.y), c = unpack_halves(v.z), d = unpack_halves(v.w);
   return a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y + c.x * c.x + c.y * c.y + d.x * d.x + d.y * d.y;
-}
-
-__device__ __forceinline__ float largest(uint4 v) {
-  float2 a = unpack_halves(v.x), b = unpack_halves(v.y), c = unpack_halves(v.z), d = unpack_halves(v.w);
-  float first = fmaxf(fmaxf(fabsf(a.x), fabsf(a.y)), fmaxf(fabsf(b.x), fabsf(b.y)));
-  return fmaxf(first, fmaxf(fmaxf(fabsf(c.x), fabsf(c.y)), fmaxf(fabsf(d.x), fabsf(d.y))));
 }
 
 __device__ __forceinline__ u32 scale_halves(u32 v, float factor) {
@@ -41,25 +32,14 @@ __device__ __forceinline__ uint4 multiply8(uint4 a, uint4 b) {
   return make_uint4(multiply2(a.x, b.x), multiply2(a.y, b.y), multiply2(a.z, b.z), multiply2(a.w, b.w));
 }
 
-// Every thread's value -> the block's sum or largest, in every thread. room: 33 floats.
-template <bool IS_SUM>
-__device__ __forceinline__ float over_block(float v, float *room) {
-#pragma unroll
-  for (int offset = WARP / 2; offset; offset /= 2) {
-    float other = __shfl_xor_sync(~0u, v, offset);
-    v = IS_SUM ? v + other : fmaxf(v, other);
-  }
+// Every thread's value -> the block's sum, in every thread. room: 33 floats.
+__device__ __forceinline__ float sum_over_block(float v, float *room) {
+  v = sum_over_warp(v);
   __syncthreads();
   if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = v;
   __syncthreads();
   int num_warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
-  v = lane < num_warps ? room[lane] : 0.f;
-#pragma unroll
-  for (int offset = WARP / 2; offset; offset /= 2) {
-    float other = __shfl_xor_sync(~0u, v, offset);
-    v = IS_SUM ? v + other : fmaxf(v, other);
-  }
-  return v;
+  return sum_over_warp(lane < num_warps ? room[lane] : 0.f);
 }
 
 // The sum of the 8 halves of each of 16 neighbouring lanes.
@@ -80,11 +60,10 @@ __device__ __forceinline__ uint4 first_norm_weight(const __half *norm_weight, in
 // M rows of K halves in device memory -> BATCH rows of `row_bytes` in shared memory, as they are or
 // normed: half(row * rsqrt(mean(row^2) + eps)) * weight; rows past M become zeros. group_sums, if
 // asked for: of each 128 values, [group][row]. room: 33 floats. Ends with a barrier.
-// factors (BATCH): what products have to be multiplied by, where float16 sums shrink the rows.
 template <bool NORMS>
 __device__ __forceinline__ void rows_to_shared(const __half *rows, const __half *norm_weight, uint4 first_weight,
                                                float eps, int num_rows, int num_inputs, unsigned char *shared,
-                                               int row_bytes, float *group_sums, float *room, float *factors) {
+                                               int row_bytes, float *group_sums, float *room) {
   const int vectors = num_inputs / 8;
 #pragma unroll 1
   for (int m = 0; m < BATCH; m++) {
@@ -93,7 +72,6 @@ __device__ __forceinline__ void rows_to_shared(const __half *rows, const __half 
     const int count = m < num_rows ? vectors : 0;  // past the last row: zeros
     const uint4 none = make_uint4(0u, 0u, 0u, 0u);
     float factor = 1.f;
-    [[maybe_unused]] float largest_input = 0.f;
     if (NORMS) {
       float squares = 0.f;
       for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
@@ -101,7 +79,7 @@ __device__ __forceinline__ void rows_to_shared(const __half *rows, const __half 
         squares += sum_squares(v);
         target[i] = v;  // each thread reads back its own
       }
-      factor = rsqrtf(over_block<true>(squares, room) / num_inputs + eps);
+      factor = rsqrtf(sum_over_block(squares, room) / num_inputs + eps);
     }
 #pragma unroll 4
     for (int first = 0; first < vectors; first += blockDim.x) {  // whole warps: they add up below
@@ -116,23 +94,11 @@ __device__ __forceinline__ void rows_to_shared(const __half *rows, const __half 
         }
         target[i] = v;
       }
-#ifdef ACCUMULATE_FP16
-      largest_input = fmaxf(largest_input, largest(v));
-#else
       if (group_sums) {
         float sum = sum_over_group(v);
         if (threadIdx.x % 16 == 0 && i < vectors) group_sums[i / 16 * BATCH + m] = sum;
       }
-#endif
     }
-#ifdef ACCUMULATE_FP16
-    largest_input = over_block<false>(largest_input, room);
-    float shrink = 1.f;
-    while (largest_input * shrink > LARGEST_HALF_INPUT) shrink *= 0.5f;
-    if (shrink < 1.f)
-      for (int i = threadIdx.x; i < vectors; i += blockDim.x) target[i] = scale_halves8(target[i], shrink);
-    if (threadIdx.x == 0) factors[m] = 1.f / shrink;
-#endif
   }
   __syncthreads();
 }

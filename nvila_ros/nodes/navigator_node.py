@@ -1,55 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS shell of the navigator: topics in, `nvila_ros.navigator.Navigator` thinks, cmd_vel out."""
+"""ROS shell of the navigator: a lifecycle node around `nvila_ros.navigator.Navigator`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from geometry_msgs.msg import Twist, TwistStamped
-from nav_msgs.msg import Odometry
-from rclpy.duration import Duration
-from sensor_msgs.msg import CompressedImage, Image, LaserScan
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy._rclpy_pybind11 import InvalidHandle
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
-from nvila_ros import ros_images, ros_parameters
-from nvila_ros.decision_worker import DecisionWorker, Policy
-from nvila_ros.errors import ConfigError, ImageError, NvilaError, OdometryError
+from nvila_ros import ros_parameters
+from nvila_ros.decision import Policy
+from nvila_ros.decision_worker import DecisionWorker
+from nvila_ros.errors import ConfigError
+from nvila_ros.motion import own_motion
 from nvila_ros.navigator import Navigator
 from nvila_ros.navigator_config import NavigatorConfig
-from nvila_ros.navigator_status import (
-    DecisionEvent,
-    Phase,
-    Result,
-    Status,
-    decision_row,
-    primitive_row,
-    status_row,
-)
-from nvila_ros.ros_main import (
-    COMMAND_QOS,
-    EVENT_QOS,
-    SENSOR_QOS,
-    STATE_QOS,
-    SafeNode,
-    run_node,
-    steady_clock,
-)
-from nvila_ros.safety import Velocity, checked_pose, free_ahead_m
+from nvila_ros.navigator_status import Phase, Result, Status, status_row
+from nvila_ros.nodes.lifecycle_bond import Bond, bond_message
+from nvila_ros.nodes.navigator_diagnostics import NavigatorDiagnostics
+from nvila_ros.nodes.navigator_inputs import NavigatorInputs
+from nvila_ros.nodes.navigator_outputs import NavigatorOutputs
+from nvila_ros.nodes.policy_loading import PolicyLoader
+from nvila_ros.ros_main import EVENT_QOS, STATE_QOS, SafeLifecycleNode, run_node, steady_clock
+from nvila_ros.safety import Velocity
 
-_LOG_EVERY_S = 2.0
+DIAGNOSTICS_PERIOD_S = 1.0
+_SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class NavigatorNode(SafeNode):
+class NavigatorNode(SafeLifecycleNode):
     """Callbacks store and return; the worker thread thinks; a steady timer commands.
 
     All names are relative and can be remapped. Times of silence are measured on the machine's own
     monotonic clock, so that neither a wrong stamp nor a jumping clock can keep the robot moving.
+
+    configure loads the model in the background, activate arms, deactivate and shutdown say zero
+    first, cleanup ends the model's process and so frees the GPU.
     """
 
     def __init__(
@@ -58,120 +54,180 @@ class NavigatorNode(SafeNode):
         **node_options: Any,
     ) -> None:
         super().__init__("navigator", **node_options)
-        problem = ""
+        self._problem = ""
         try:
-            self.settings = ros_parameters.declare(self, NavigatorConfig)
+            self.settings = ros_parameters.declare(self, NavigatorConfig, editable=True)
         except ConfigError as error:
             # The node stays up, still and able to say why.
-            problem = f"the configuration is refused: {error}"
+            self._problem = f"the configuration is refused: {error}"
             self.settings = ros_parameters.declare_defaults(self, NavigatorConfig)
-        loader = load_policy or load_navigation_policy
-        self._worker = DecisionWorker(lambda: loader(self.settings))
-        self._navigator = Navigator(self.settings, self._worker)
+        self._load_policy = load_policy
+        self._navigator: Navigator | None = None
+        self._worker: DecisionWorker | None = None
+        self._bond: Bond | None = None
+        self._closers: list[Callable[[], Any]] = []
+        self._lifecycle = "unconfigured"
         self._told: Status | None = None
-        self._publish_outputs()
-        self._subscribe_inputs()
-        for name, handler in (
-            ("cancel", self._on_cancel),
-            ("pause", self._on_pause),
-            ("resume", self._on_resume),
-        ):
+        self._state_publisher = self.create_publisher(String, "~/state", STATE_QOS)
+        self._diagnostics_publisher = self.create_publisher(
+            DiagnosticArray, "/diagnostics", EVENT_QOS
+        )
+        hardware_id = self.get_namespace().strip("/") or "robot"
+        self._diagnostics = NavigatorDiagnostics(
+            self.get_fully_qualified_name().lstrip("/"), hardware_id
+        )
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_diagnostics, clock=steady_clock())
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._tell(self._status())
+        if self.settings.autostart and not self._problem:
+            self._autostart_timer = self.create_timer(0.0, self._autostart, clock=steady_clock())
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Makes topics and services, and begins to load the model; does not wait for it."""
+        if self._problem:
+            self.get_logger().error(self._problem)
+            return _FAILURE
+        settings, make_motion = self.settings, own_motion
+        if settings.executor == "nav2":
+            from nvila_ros.nodes.nav2_motion import Nav2Motions
+
+            nav2 = Nav2Motions(self, settings.base_frame)
+            make_motion = nav2.make_motion
+            self._closers.append(nav2.close)
+        loader: Any = PolicyLoader(settings)
+        if self._load_policy is not None:
+            load_policy = self._load_policy
+            loader = lambda: load_policy(settings)  # noqa: E731
+        wake = self.create_guard_condition(self._on_answer)
+        self._worker = DecisionWorker(loader, _quietly(wake.trigger))
+        self._navigator = Navigator(settings, self._worker, make_motion, is_active=False)
+        self._outputs = NavigatorOutputs(self, settings)
+        self.inputs = NavigatorInputs(
+            self, settings, self._navigator, self._on_emergency, self._on_frame_id
+        )
+        services = [
             self.create_service(Trigger, f"~/{name}", handler)
-        if problem:
-            self._navigator.disable(problem)
-        else:
-            self._worker.start()
-        period_s = 1.0 / self.settings.control_rate_hz
-        self.create_timer(period_s, self._on_tick, clock=steady_clock())
+            for name, handler in (
+                ("cancel", self._on_cancel),
+                ("pause", self._on_pause),
+                ("resume", self._on_resume),
+                ("clear_emergency_stop", self._on_clear),
+            )
+        ]
+        period_s = 1.0 / settings.control_rate_hz
+        timer = self.create_timer(period_s, self._on_tick, clock=steady_clock())
+        self._closers += [
+            lambda: self.destroy_timer(timer),
+            lambda: self.destroy_guard_condition(wake),
+            *(lambda service=service: self.destroy_service(service) for service in services),
+            self.inputs.close,
+            self._outputs.close,
+        ]
+        self._worker.start()
+        self._lifecycle = "inactive"
+        return _SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Arms: from now on instructions are taken; the model may still be loading."""
+        if self._navigator is None or self._navigator.status.phase is Phase.FAULT:
+            return _FAILURE
+        self._navigator.activate()
+        message = bond_message() if self.settings.bond == "auto" else None
+        if message is not None:
+            self._bond = Bond(self, message)
+        self._lifecycle = "active"
+        return _SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Zero velocity first."""
+        self._disarm()
+        self._lifecycle = "inactive"
+        return _SUCCESS
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Ends the model's process and removes what configure made."""
+        self._release()
+        return _SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Zero velocity first, whatever was going on."""
+        self.shut_down()
+        self._lifecycle = "finalized"
+        return _SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A transition threw: stand still, let go of everything, and be configured again."""
+        self.get_logger().error("a transition failed; the node is unconfigured and stands still")
+        with contextlib.suppress(Exception):
+            self._disarm()
+        self._release()
+        return _SUCCESS
 
     def shut_down(self) -> None:
         """Zero velocity, known to have arrived where somebody listens."""
-        self._navigator.disable("the node is ending")
-        self._publish_velocity(Velocity.ZERO)
-        self._velocity_publisher.wait_for_all_acked(Duration(seconds=0.2))
-        self._worker.stop()
+        self._disarm()
+        self._release()
 
-    def _publish_outputs(self) -> None:
-        kind = TwistStamped if self.settings.enable_stamped_cmd_vel else Twist
-        self._velocity_publisher = self.create_publisher(kind, "cmd_vel", COMMAND_QOS)
-        self._decision_publisher = self.create_publisher(String, "~/decision", STATE_QOS)
-        self._primitive_publisher = self.create_publisher(String, "~/primitive", EVENT_QOS)
-        self._state_publisher = self.create_publisher(String, "~/state", STATE_QOS)
+    def _autostart(self) -> None:
+        self.destroy_timer(self._autostart_timer)
+        if self._lifecycle == "unconfigured" and self.trigger_configure() == _SUCCESS:
+            self.trigger_activate()
 
-    def _subscribe_inputs(self) -> None:
-        if self.settings.image_transport == "compressed":
-            # Remapping `image` moves the compressed topic with it.
-            topic = self.resolve_topic_name("image") + "/compressed"
-            self.create_subscription(CompressedImage, topic, self._on_image, SENSOR_QOS)
-        else:
-            self.create_subscription(Image, "image", self._on_image, SENSOR_QOS)
-        self.create_subscription(Odometry, "odom", self._on_odometry, SENSOR_QOS)
-        self.create_subscription(LaserScan, "scan", self._on_scan, SENSOR_QOS)
-        self.create_subscription(String, "instruction", self._on_instruction, EVENT_QOS)
+    def _disarm(self) -> None:
+        if self._navigator is None:
+            return
+        self._navigator.deactivate()
+        if self.settings.executor == "primitives":
+            self._outputs.say_zero()
+        self._say_what_happened(self._navigator)
+        if self._bond is not None:
+            self._bond.end()
+            self._bond = None
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
-        try:
-            rgb = None
-            if self._navigator.wants_images():
-                compressed = isinstance(message, CompressedImage)
-                convert = ros_images.compressed_to_rgb if compressed else ros_images.to_rgb
-                rgb = convert(message)
-            self._navigator.hear_image(rgb, _seconds(message.header.stamp), time.monotonic())
-        except (ImageError, OdometryError) as error:
-            self._refuse(f"image refused: {error}")
+    def _release(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+        for close in self._closers:
+            close()
+        self._closers.clear()
+        self._navigator = self._worker = None
+        self._lifecycle = "unconfigured"
+        self._tell(self._status())
 
-    def _on_odometry(self, message: Odometry) -> None:
-        pose = message.pose.pose
-        rotation = pose.orientation
-        try:
-            checked = checked_pose(
-                pose.position.x,
-                pose.position.y,
-                (rotation.x, rotation.y, rotation.z, rotation.w),
-            )
-        except OdometryError as error:
-            self._refuse(f"odometry refused: {error}")
-        else:
-            self._navigator.hear_odometry(checked, time.monotonic())
-
-    def _on_scan(self, message: LaserScan) -> None:
-        free_m = free_ahead_m(
-            message.ranges,
-            message.angle_min,
-            message.angle_increment,
-            self.settings.safety.robot_radius_m,
-        )
-        self._navigator.hear_scan(free_m, time.monotonic())
-
-    def _on_instruction(self, message: String) -> None:
-        try:
-            self._navigator.instruct(message.data, time.monotonic())
-        except NvilaError as error:
-            self._refuse(f"instruction refused: {error}")
-        else:
-            self.get_logger().info(f"instruction: {message.data!r}")
-
-    def _on_cancel(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        return _answered(response, self._navigator.cancel(), "canceled", "nothing to cancel")
-
-    def _on_pause(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        return _answered(response, self._navigator.pause(), "paused", "nothing to pause")
-
-    def _on_resume(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        resumed = self._navigator.resume(time.monotonic())
-        return _answered(response, resumed, "resumed", "it is not paused")
+    def _status(self) -> Status:
+        if self._navigator is not None:
+            return self._navigator.status
+        phase = Phase.FAULT if self._problem else Phase.UNCONFIGURED
+        return Status(phase, message=self._problem)
 
     def _on_tick(self) -> None:
-        velocity = self._navigator.tick(time.monotonic(), self.get_clock().now().nanoseconds * 1e-9)
-        self._publish_velocity(velocity)
-        for event in self._navigator.take_events():
-            if isinstance(event, DecisionEvent):
-                self._decision_publisher.publish(String(data=json.dumps(decision_row(event))))
-            else:
-                self._primitive_publisher.publish(String(data=json.dumps(primitive_row(event))))
-        status = self._navigator.status
-        if status != self._told:
-            self._tell(status)
+        navigator, worker = self._navigator, self._worker
+        if navigator is None or worker is None:
+            return
+        moves = self.settings.execute and self.settings.executor == "primitives"
+        navigator.hear_listeners(self._outputs.num_listeners if moves else 1)
+        worker.wants_strip = self._outputs.wants_history
+        self._command(navigator)
+
+    def _on_answer(self) -> None:
+        """The worker has answered: obeyed at once, not at the next tick."""
+        if self._navigator is not None and self._worker is not None:
+            self._command(self._navigator)
+            strip = self._worker.take_strip()
+            if strip is not None:
+                self._outputs.say_history(strip)
+
+    def _command(self, navigator: Navigator) -> None:
+        velocity = navigator.tick(time.monotonic(), self.get_clock().now().nanoseconds * 1e-9)
+        if self._lifecycle == "active" and self.settings.executor == "primitives":
+            self._outputs.say_velocity(velocity)
+        self._say_what_happened(navigator)
+
+    def _say_what_happened(self, navigator: Navigator) -> None:
+        for event in navigator.take_events():
+            self._outputs.say_event(event)
+        if navigator.status != self._told:
+            self._tell(navigator.status)
 
     def _tell(self, status: Status) -> None:
         self._told = status
@@ -184,42 +240,67 @@ class NavigatorNode(SafeNode):
         elif status.result is Result.SUCCEEDED:
             log.info(f"SUCCEEDED after {status.num_decisions} decisions")
 
-    def _publish_velocity(self, velocity: Velocity) -> None:
-        message = TwistStamped() if self.settings.enable_stamped_cmd_vel else Twist()
-        twist = message
-        if isinstance(message, TwistStamped):
-            message.header.stamp = self.get_clock().now().to_msg()
-            message.header.frame_id = self.settings.base_frame
-            twist = message.twist
-        twist.linear.x, twist.angular.z = velocity.forward_m_s, velocity.turn_rad_s
-        self._velocity_publisher.publish(message)
+    def _on_diagnostics(self) -> None:
+        listeners = self._outputs.num_listeners if self._navigator is not None else 0
+        array = self._diagnostics.array(
+            self._navigator, self._worker, self._lifecycle, listeners, time.monotonic()
+        )
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics_publisher.publish(array)
 
-    def _refuse(self, reason: str) -> None:
-        self.get_logger().error(reason, throttle_duration_sec=_LOG_EVERY_S)
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Takes good values at once, and says what is wrong with bad ones."""
+        is_configured = self._navigator is not None
+        try:
+            settings = ros_parameters.changed(self.settings, parameters, only_live=is_configured)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        self.settings = settings
+        if self._navigator is not None:
+            self._navigator.reconfigure(settings)
+        return SetParametersResult(successful=True)
+
+    def _on_frame_id(self, frame_id: str) -> None:
+        self._outputs.frame_id = frame_id or self._outputs.frame_id
+
+    def _on_emergency(self, reason: str) -> None:
+        """Zero goes out now, not at the next tick."""
+        if self._navigator is None or self._navigator.emergency:
+            return
+        self._navigator.emergency_stop(reason)
+        self._outputs.say_velocity(Velocity.ZERO)
+        self._say_what_happened(self._navigator)
+
+    def _on_clear(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
+        cleared = self._navigator is not None and self._navigator.clear_emergency_stop()
+        return _answered(response, cleared, "cleared", "there was no emergency stop")
+
+    def _on_cancel(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
+        canceled = self._navigator is not None and self._navigator.cancel()
+        return _answered(response, canceled, "canceled", "nothing to cancel")
+
+    def _on_pause(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
+        paused = self._navigator is not None and self._navigator.pause()
+        return _answered(response, paused, "paused", "nothing to pause")
+
+    def _on_resume(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
+        resumed = self._navigator is not None and self._navigator.resume(time.monotonic())
+        return _answered(response, resumed, "resumed", "it is not paused")
 
 
-def load_navigation_policy(settings: NavigatorConfig) -> Policy:
-    """The policy of the settings; runs in the worker thread."""
-    from nvila_ros.models import weights
-    from nvila_ros.policy import NavigationPolicy
+def _quietly(trigger: Callable[[], None]) -> Callable[[], None]:
+    """The worker may answer when the node has gone."""
 
-    path = settings.model_path or Path(weights.__file__).parent / "nano"
-    return NavigationPolicy.load(
-        path,
-        settings.device,
-        history=settings.history,
-        backend=settings.backend,
-        quantizes=settings.round_weights,
-    )
+    def call() -> None:
+        with contextlib.suppress(InvalidHandle):
+            trigger()
+
+    return call
 
 
 def _answered(response: Trigger.Response, done: bool, yes: str, no: str) -> Trigger.Response:
     response.success, response.message = done, yes if done else no
     return response
-
-
-def _seconds(stamp: Any) -> float:
-    return stamp.sec + stamp.nanosec * 1e-9
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ GOAL_BEARING_RAD = np.radians(50)  # of the goal's piece from the last metre of 
 MIN_CLEARANCE_M = 0.30  # at the start and at the goal
 MIN_PATH_CLEARANCE_M = 0.27  # turns come in steps of 15 degrees: tighter ways are not asked for
 MIN_GEODESIC_M, MAX_GEODESIC_M = 3.0, 12.0
-MAX_GOALS = 12  # distance fields are what costs: the episodes of a batch share goals
+MAX_GOALS = 14  # distance fields are what costs: the episodes of a batch share goals
 NUM_ROUNDS = 6
 TRACE_STEPS = 130
 PATH_SPACING_M = 0.25
@@ -85,7 +85,7 @@ def generate_batch(
     goals = _goals(scene, grid, rng)
     if not goals:
         return []
-    planner = Planner(grid, np.array([point for _, point in goals]))
+    planner = Planner(grid, np.concatenate([goal.places for goal in goals]))
     episodes: list[Episode] = []
     for _ in range(NUM_ROUNDS):
         missing = count - len(episodes)
@@ -178,28 +178,45 @@ class _Draft:
         )
 
 
-def _goals(
-    scene: Scene, grid: OccupancyGrid, rng: np.random.Generator
-) -> list[tuple[Furniture, np.ndarray]]:
-    """Places before pieces with a name of their own, in random order.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Goal:
+    """A piece with a name of its own and the places before its sides where a robot may stop."""
+
+    furniture: Furniture
+    places: np.ndarray  # (S, 2), S >= 1
+
+
+def _goals(scene: Scene, grid: OccupancyGrid, rng: np.random.Generator) -> list[_Goal]:
+    """Pieces in random order, as many as `MAX_GOALS` places allow.
 
     A piece at a wall is met from its front; one that stands free, or in a corner, from any side.
     """
-    found = []
-    for piece in unique_furniture(scene):
-        sides = 1 if CATEGORIES[piece.category].placement == "wall" else 4
-        for side in range(sides if piece.solid else 0):
-            reach_m = (piece.width_m if side % 2 else piece.depth_m) / 2 + GOAL_DISTANCE_M
-            yaw_rad = piece.yaw_rad + side * np.pi / 2
-            offset = reach_m * np.array([np.cos(yaw_rad), np.sin(yaw_rad)])
-            point = np.array([piece.x_m, piece.y_m]) + offset
-            if (
-                grid.is_free(point)
-                and grid.clearance_at(point) >= MIN_CLEARANCE_M
-                and _room_id(scene, point) == piece.room_id
-            ):
-                found.append((piece, point))
-    return [found[index] for index in rng.permutation(len(found))[:MAX_GOALS]]
+    found, num_places = [], 0
+    pieces = unique_furniture(scene)
+    for index in rng.permutation(len(pieces)):
+        places = _places(scene, grid, pieces[index])
+        if len(places) and num_places + len(places) <= MAX_GOALS:
+            found.append(_Goal(pieces[index], np.array(places)))
+            num_places += len(places)
+    return found
+
+
+def _places(scene: Scene, grid: OccupancyGrid, piece: Furniture) -> list[np.ndarray]:
+    """The places before a piece's sides that a robot can stand on, in the piece's room."""
+    sides = 1 if CATEGORIES[piece.category].placement == "wall" else 4
+    places = []
+    for side in range(sides if piece.solid else 0):
+        reach_m = (piece.width_m if side % 2 else piece.depth_m) / 2 + GOAL_DISTANCE_M
+        yaw_rad = piece.yaw_rad + side * np.pi / 2
+        offset = reach_m * np.array([np.cos(yaw_rad), np.sin(yaw_rad)])
+        point = np.array([piece.x_m, piece.y_m]) + offset
+        if (
+            grid.is_free(point)
+            and grid.clearance_at(point) >= MIN_CLEARANCE_M
+            and _room_id(scene, point) == piece.room_id
+        ):
+            places.append(point)
+    return places
 
 
 def _room_id(scene: Scene, point: np.ndarray) -> int | None:
@@ -210,30 +227,52 @@ def _room_id(scene: Scene, point: np.ndarray) -> int | None:
 def _drafts(
     scene: Scene,
     planner: Planner,
-    goals: list[tuple[Furniture, np.ndarray]],
+    goals: list[_Goal],
     rng: np.random.Generator,
     count: int,
 ) -> list[_Draft]:
-    """Up to `count` routes from random starts, each with a passable path of the right length."""
+    """Up to `count` routes from random starts, each with a passable path of the right length.
+
+    Of a piece's sides the nearest from the start is the goal: the instruction names the piece
+    alone, so the side must be the one that a robot which comes from there meets first.
+    """
     grid = planner.grid
     roomy = np.argwhere(grid.free & (grid.clearance_m >= MIN_CLEARANCE_M))
     num_tried = 4 * count + 8
     starts = grid.centre(roomy[rng.integers(len(roomy), size=num_tried)])
-    goal_index = rng.integers(len(goals), size=num_tried)
-    geodesic_m = planner.distance_m(starts, goal_index)
+    chosen = rng.integers(len(goals), size=num_tried)
+    place_index, geodesic_m = _nearest_places(planner, goals, starts, chosen)
     kept = np.flatnonzero((geodesic_m >= MIN_GEODESIC_M) & (geodesic_m <= MAX_GEODESIC_M))
-    trails = planner.trace(starts[kept], TRACE_STEPS, goal_index[kept])
+    trails = planner.trace(starts[kept], TRACE_STEPS, place_index[kept])
     wide = grid.clearance_at(trails).min(axis=1) >= MIN_PATH_CLEARANCE_M
-    arrived = np.linalg.norm(trails[:, -1] - planner.goals[goal_index[kept]], axis=-1) < 0.1
+    places = planner.goals[place_index]
+    arrived = np.linalg.norm(trails[:, -1] - places[kept], axis=-1) < 0.1
     drafts = []
     for row in np.flatnonzero(wide & arrived):
         index = kept[row]
-        piece, goal = goals[goal_index[index]]
+        piece = goals[chosen[index]].furniture
         start = np.array([*starts[index], rng.uniform(-np.pi, np.pi)])
         route = Route.from_path(scene, _smooth(trails[row]))
         if _faces_goal(route, piece):
-            drafts.append(_Draft(start, goal, piece, float(geodesic_m[index]), route))
+            drafts.append(_Draft(start, places[index], piece, float(geodesic_m[index]), route))
     return drafts[:count]
+
+
+def _nearest_places(
+    planner: Planner, goals: list[_Goal], starts: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2) starts, (N,) goals -> (N,) nearest of the goal's places, (N,) metres to drive there.
+
+    Places are numbered in the order of the goals, as the planner's are.
+    """
+    num_places = np.array([len(goal.places) for goal in goals])
+    first = np.cumsum(num_places) - num_places
+    distance_m = np.full((len(starts), num_places.max()), np.inf)
+    for side in range(num_places.max()):
+        rows = np.flatnonzero(num_places[chosen] > side)
+        distance_m[rows, side] = planner.distance_m(starts[rows], first[chosen[rows]] + side)
+    nearest = distance_m.argmin(axis=1)
+    return first[chosen] + nearest, distance_m[np.arange(len(starts)), nearest]
 
 
 def _faces_goal(route: Route, piece: Furniture) -> bool:

@@ -8,7 +8,8 @@ import torch
 
 from nvila_ros.errors import ConfigError, KernelError
 from nvila_ros.kernels import build, compiler, driver
-from nvila_ros.models import runtime_backend, runtime_memory, weights
+from nvila_ros.models import runtime, runtime_backend, runtime_memory, weights
+from nvila_ros.models.footprint import num_prompt_tokens
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.runtime import Engine
 
@@ -70,6 +71,21 @@ def test_too_little_memory_says_how_many_frames_would_fit(make_config, monkeypat
         runtime_memory.check_room(config, CUDA, model, 8)
 
 
+def test_the_cache_is_no_larger_than_the_advice_allows(make_config, make_language, monkeypatch):
+    config = make_config(
+        language=make_language(max_position_embeddings=8192, model_max_length=8192)
+    )
+    for count in (torch.cuda.memory_reserved, torch.cuda.memory_allocated):
+        monkeypatch.setattr(torch.cuda, count.__name__, lambda device=None: 0)
+    for frames in (1, 3, 8):
+        needed = runtime_memory.cache_bytes(config, frames)
+        needed += runtime_memory.activation_bytes(config, frames)
+        for free, expected in ((needed, num_prompt_tokens(config, frames)), (2**34, 4096)):
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**35))
+            assert runtime_memory.default_places(config, CUDA, frames) == expected
+    assert runtime_memory.default_places(config, torch.device("cpu"), 3) == 4096
+
+
 def test_the_devices_own_complaint_becomes_advice(make_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**20, 2**34))
     with (
@@ -86,6 +102,57 @@ def test_a_devices_complaint_while_loading_becomes_advice(tiny_folder, monkeypat
     monkeypatch.setattr(weights, "load", load)
     with pytest.raises(ConfigError, match="frame"):
         runtime_backend.load_engine(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        KernelError("cuModuleLoadData: CUDA error 2, out of memory"),
+    ],
+)
+def test_libraries_and_the_driver_complain_in_their_own_words(make_config, monkeypatch, complaint):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**20, 2**34))
+    with (
+        pytest.raises(ConfigError, match="frames"),
+        runtime_memory.out_of_memory(make_config(), CUDA, 8),
+    ):
+        raise complaint
+    with pytest.raises(RuntimeError, match="shapes"), runtime_memory.out_of_memory(None, CUDA, 8):
+        raise RuntimeError("shapes differ")
+
+
+def test_frames_that_do_not_fit_the_tower_are_named(tiny_folder, monkeypatch):
+    def encode(self, pixels):
+        raise torch.OutOfMemoryError("no")
+
+    for backend in ("torch", "kernels"):
+        engine, _ = runtime_backend.load_engine(tiny_folder, backend=backend)
+        with monkeypatch.context() as patch:
+            if backend == "torch":
+                patch.setattr(Nvila, "encode_frames", encode)
+            else:
+                patch.setattr(engine, "_encode", lambda pixels: encode(None, pixels))
+            side = engine.config.vision.image_size
+            with pytest.raises(ConfigError, match="frames"):
+                engine.encode_frames(torch.zeros(2, 3, side, side))
+
+
+def test_a_cache_that_cannot_grow_leaves_the_engine_as_it_was(tiny_model, monkeypatch):
+    engine = Engine.from_model(tiny_model, max_tokens=64)
+    expected = engine.generate_greedy([1, 2, 3], max_new_tokens=4)
+    make = runtime.FixedCache
+
+    def most_64(config, places, *rest):
+        if places > 64:
+            raise torch.OutOfMemoryError("no")
+        return make(config, places, *rest)
+
+    monkeypatch.setattr(runtime, "FixedCache", most_64)
+    with pytest.raises(ConfigError, match="frames"):
+        engine.generate_greedy([1] * 100, max_new_tokens=4)
+    assert engine.max_tokens == 64
+    assert engine.generate_greedy([1, 2, 3], max_new_tokens=4) == expected
 
 
 @pytest.fixture

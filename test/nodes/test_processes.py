@@ -19,6 +19,11 @@ pytestmark = pytest.mark.ros
 ROOT = share_folder()
 
 
+def tiny_model(folder):
+    """Parameters: a network of random weights, whose every choice is a guess."""
+    return ("-p", f"model_path:={folder}", "-p", "min_confidence:=0.0")
+
+
 @pytest.fixture
 def start(ros, start_node):
     return lambda node, *arguments: start_node(ros, node, *arguments)
@@ -26,7 +31,7 @@ def start(ros, start_node):
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_zero_velocity_and_exit_code_0(start, robot, tiny_folder, name):
-    navigator = start("navigator", "-p", f"model_path:={tiny_folder}")
+    navigator = start("navigator", *tiny_model(tiny_folder))
     robot.wait_for_state("idle")
     # The tiny network is random, but the same every time: it does not stop at once.
     robot.instruct("Go through the red door.")
@@ -47,8 +52,7 @@ def test_an_unknown_key_in_a_parameter_file_is_answered_with_the_nearest(start, 
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     navigator = start("navigator", "--params-file", str(path))
     robot.wait_for_state("fault", "did you mean 'max_forward_m_s'?")
-    robot.expect_standing()
-    assert navigator.poll() is None
+    assert navigator.poll() is None and not robot.is_moving()
 
 
 def test_the_shipped_files_hold_every_parameter_with_its_default():
@@ -68,7 +72,7 @@ def test_simulator_and_navigator_with_the_shipped_files_drive(start, robot_free,
         "navigator",
         "--params-file",
         str(ROOT / "config" / "navigator.yaml"),
-        *("-p", f"model_path:={tiny_folder}", "-p", "use_sim_time:=true"),
+        *(*tiny_model(tiny_folder), "-p", "use_sim_time:=true"),
     )
     observer = robot_free
     observer.wait_for_state("idle")

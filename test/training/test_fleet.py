@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from nvila_ros.training.fleet import ORACLE, STOP, Fleet, FleetSettings, PathProgress
+from nvila_ros.training.fleet import EXAM, ORACLE, STOP, STUDENT, Fleet, FleetSettings, PathProgress
 from nvila_ros.training.view_labels import CATEGORY_NAMES, COLOUR_NAMES
 from nvila_ros.training.vocabulary import build_sequences
 
@@ -69,6 +69,23 @@ def test_views_are_labelled_with_known_things(drive):
     named = {CATEGORY_NAMES[index] for index in categories}
     assert {"floor", "wall", "ceiling"} <= named
     assert all(view.supervised.any() for view in views)
+
+
+def test_a_failed_episode_is_met_again_under_the_restraint():
+    settings = FleetSettings(num_robots=2, num_rounds=2, exam_share=1.0, view_share=0.0)
+    frames = np.zeros((2, settings.max_frames, 192, 192, 3), np.uint8)
+    fleet = Fleet(12, settings, frames, build_sequences())
+    assert (fleet.driver == EXAM).all() and fleet.greedy.all()
+    first = fleet.labels()
+    assert first.allowed.all() and (first.shown[:, :7] == -1).all()
+    fleet.advance(np.full(2, 4))  # 15 degrees left: no turn to the right is offered after it
+    assert not fleet.labels().allowed[:, 7:].any()
+    fleet.advance(np.full(2, STOP))  # far from the goal
+    assert not fleet.active.any() and not fleet.success.any()
+    failed = list(fleet.episodes)
+    assert fleet.begin_round(settings)
+    assert fleet.episodes[0] is failed[0] and fleet.driver[0] == STUDENT
+    fleet.close()
 
 
 def test_progress_never_goes_back():

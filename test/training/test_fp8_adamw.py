@@ -106,6 +106,39 @@ def test_a_resumed_run_is_bit_identical(dtype):
     assert torch.equal(whole, half)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_a_run_resumed_from_a_distributed_checkpoint_is_bit_identical(tmp_path):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    def make():
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(torch.nn.Linear(70, 90), torch.nn.Linear(90, 5)).bfloat16()
+        return model, Float8AdamW(model.parameters(), lr=1e-2)
+
+    def run(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model(torch.randn(8, 70).bfloat16()).square().mean().backward()
+            optimizer.step()
+
+    whole = make()
+    run(*whole, range(6))
+    first = make()
+    run(*first, range(3))
+    weights, states = get_state_dict(*first)
+    dcp.save({"model": weights, "optimizer": states}, checkpoint_id=tmp_path, no_dist=True)
+    second = make()
+    weights, states = get_state_dict(*second)
+    state = {"model": weights, "optimizer": states}
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(*second, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    run(*second, range(3, 6))
+    for ours, theirs in zip(whole[0].parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_stretches_of_blocks_change_nothing(monkeypatch):
     start = torch.randn(50, 111)
     results = []

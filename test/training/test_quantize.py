@@ -239,6 +239,35 @@ def test_unknown_schemes_are_refused(checkpoint, prompts, tmp_path, changes, mes
         job(checkpoint, prompts, tmp_path, **changes)
 
 
+@pytest.mark.parametrize("device", ["banana", "cuda:17"])
+def test_a_device_that_is_not_there_is_refused_first(checkpoint, prompts, tmp_path, device):
+    with pytest.raises(ConfigError, match="cpu"):
+        quantize(job(checkpoint, prompts, tmp_path / "model", device=device))
+    assert not list(tmp_path.iterdir())
+
+
+def test_auto_is_the_device_of_this_machine(checkpoint, prompts, tmp_path):
+    found = {"cpu": run.plan(job(checkpoint, prompts, tmp_path))["device"]}
+    found["auto"] = run.plan(job(checkpoint, prompts, tmp_path, device="auto"))["device"]
+    assert found == {"cpu": "cpu", "auto": "cuda" if torch.cuda.is_available() else "cpu"}
+
+
+def test_too_little_memory_says_what_to_do_and_the_run_goes_on(
+    monkeypatch, checkpoint, prompts, tmp_path
+):
+    target = tmp_path / "model"
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.DecoderStage, "run", full)
+        with pytest.raises(ConfigError, match="run the same command again"):
+            quantize(job(checkpoint, prompts, target))
+    quantize(job(checkpoint, prompts, target))
+    assert (target / "quantization.json").exists()
+
+
 def test_a_missing_autoawq_says_how_to_install_it(monkeypatch, checkpoint, prompts, tmp_path):
     monkeypatch.setattr(autoawq_backend.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install --no-deps autoawq"):

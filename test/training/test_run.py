@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nvila_ros.errors import CheckpointError, ConfigError
-from nvila_ros.training.checkpoint import load_run, save_run
+from nvila_ros.training.checkpoint import load_moments, load_run, save_run
 from nvila_ros.training.recipe import load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
@@ -43,6 +43,26 @@ def test_saved_weights_load_identically_and_others_are_refused(tmp_path):
         load_run(tmp_path, torch.nn.Linear(4, 2))
     with pytest.raises(CheckpointError, match="holds no"):
         load_run(tmp_path / "nothing", model)
+
+
+def test_optimizer_state_goes_on_where_it_was(tmp_path):
+    def steps(model, optimizer, count):
+        torch.manual_seed(count)
+        for _ in range(count):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+
+    models = [torch.nn.Linear(3, 2) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in models]
+    steps(models[0], optimizers[0], 3)
+    save_run(tmp_path, models[0], torch.nn.Linear(1, 1), [optimizers[0]])
+    load_run(tmp_path, models[1])
+    assert load_moments(tmp_path, [optimizers[1]]) == 2
+    for key in ("exp_avg", "exp_avg_sq"):
+        kept, loaded = (o.state[m.weight][key] for o, m in zip(optimizers, models, strict=True))
+        assert torch.allclose(kept, loaded, rtol=0.01)
+    steps(models[1], optimizers[1], 1)
 
 
 @pytest.mark.slow

@@ -159,4 +159,7 @@ def _varlen_attention() -> tuple[Callable, dict[str, Any], bool]:
 def _flex_attention(device_type: str) -> Callable:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
+    if device_type != "cuda":
+        return flex_attention
+    compiled: Callable = torch.compile(flex_attention, dynamic=True)
+    return compiled

@@ -30,14 +30,18 @@ def embed_batch(model: Nvila, batch: PackedBatch, *, touches_all: bool = True) -
         side = model.config.vision.image_size
         black = torch.full((1, 3, side, side), -1.0, device=text.device, dtype=model_dtype(model))
         return (text + 0.0 * model.encode_frames(black).sum().to(text.dtype)).unsqueeze(0)
-    features = torch.cat([*batch_features(model, pixels, batch.media)])  # (N, D)
+    features = torch.cat([*batch_features(model, pixels, batch.tile_rows, batch.media)])  # (p, D)
     return text.index_copy(0, batch.places, features.to(text.dtype)).unsqueeze(0)
 
 
-def batch_features(model: Nvila, pixels: Tensor, media: tuple[Media, ...]) -> Iterator[Tensor]:
-    """(F, 3, S, S) tiles of many pictures -> the features (N, D) of each medium, in order."""
+def batch_features(
+    model: Nvila, pixels: Tensor, tile_rows: Tensor, media: tuple[Media, ...]
+) -> Iterator[Tensor]:
+    """(F, 3, S, S) distinct tiles -> the features (n, D) of each medium, in order."""
     config = model.config
     patches = model.vision_tower(pixels)  # (F, P, C)
+    if len(tile_rows) != len(pixels):
+        patches = patches[tile_rows]  # (N, P, C)
     per_medium = patches.split([medium.num_tiles for medium in media])
     inputs, shapes = [], []
     for medium, own in zip(media, per_medium, strict=True):

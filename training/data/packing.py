@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,11 @@ class PackedBatch:
     positions: Tensor  # (L,) int64 from 0 within each sample
     sample_ids: Tensor  # (L,) int32 number of the sample in the batch, -1 on padding
     lengths: tuple[int, ...]  # of the samples, in order
-    pixels: Tensor  # (F, 3, S, S) uint8 tiles; float in [-1, 1] after `to`
+    pixels: Tensor  # (F, 3, S, S) uint8 tiles, equal ones once; float in [-1, 1] after `to`
+    tile_rows: Tensor  # (N,) int64 row of `pixels` of each tile, in the order of the media
     media: tuple[Media, ...]  # what the tiles stand for, in order
-    places: Tensor  # (N,) int64 where features go, in the order of media and their tokens
+    places: Tensor  # (p,) int64 where features go, in the order of media and their tokens
+    num_tiles: tuple[int, ...]  # of the samples
     keys: tuple[str, ...]  # of the samples
     sources: tuple[str, ...]  # of the samples
 
@@ -100,6 +103,7 @@ def pack(
         raise DataError(f"{used} tokens do not fit a sequence of {total}; pack fewer samples")
     pad = total - used
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
+    pixels, tile_rows = _distinct(torch.cat([sample.tiles for sample in samples]))
     labels = [sample.labels.clone() for sample in samples]
     for part in labels:
         part[0] = IGNORED
@@ -118,12 +122,31 @@ def pack(
             ]
         ),
         lengths=lengths,
-        pixels=torch.cat([sample.tiles for sample in samples]),
+        pixels=pixels,
+        tile_rows=tile_rows,
         media=tuple(media for sample in samples for media in sample.media),
         places=torch.cat([s.places + start for s, start in zip(samples, starts, strict=True)]),
+        num_tiles=tuple(len(sample.tiles) for sample in samples),
         keys=tuple(sample.key for sample in samples),
         sources=tuple(sample.source for sample in samples),
     )
+
+
+def _distinct(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, 3, S, S) -> the distinct tiles in order, and the row of each among them.
+
+    Black padding and the frames that decisions of one episode share are encoded once.
+    """
+    rows: dict[bytes, int] = {}
+    firsts: list[int] = []
+    index = torch.empty(len(tiles), dtype=torch.long)
+    for number, tile in enumerate(tiles.numpy()):
+        digest = hashlib.blake2b(tile.data, digest_size=16).digest()
+        if digest not in rows:
+            rows[digest] = len(firsts)
+            firsts.append(number)
+        index[number] = rows[digest]
+    return (tiles if len(firsts) == len(tiles) else tiles[firsts]), index
 
 
 def _full(count: int, value: int) -> Tensor:

@@ -47,9 +47,9 @@ def record_of(samples: Sequence[Sample], *, quality: int = 92, clip_frames: int 
         for frame in frames:
             identity = frame if isinstance(frame, (FrameFile, FrameBytes)) else id(frame)
             if identity not in numbers:
-                suffix, content = _encoded(frame, quality)
+                suffix, picture = _encoded(frame, quality)
                 numbers[identity] = len(numbers)
-                files[f"{numbers[identity]:04d}.{suffix}"] = content
+                files[f"{numbers[identity]:04d}.{suffix}"] = picture
             indices.append(numbers[identity])
         rows.append(_row(sample, indices))
     content = {"num_frames": len(numbers), "samples": rows}

@@ -55,7 +55,9 @@ class SampleStream(Protocol):
 class Source(Protocol):
     """A data set that readers open parts of; must be picklable, cheap to make."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the mixture calls it."""
 
     def open(self, part: Part, seed: int, *, epochs: int | None = None) -> SampleStream:
         """The samples of a part, shuffled anew by `seed` each epoch; None: without end."""

@@ -51,7 +51,7 @@ def cpu_quantizer() -> type:
             self, x: Any, w_mean: Any, x_mean: Any, module2inspect: nn.Module, *rest: Any
         ) -> Any:
             remembered = {name: each.clone() for name, each in module2inspect.state_dict().items()}
-            module2inspect.state_dict = lambda: remembered  # type: ignore[method-assign]
+            module2inspect.state_dict = lambda: remembered  # type: ignore[assignment,method-assign]
             try:
                 return super()._compute_best_scale(x, w_mean, x_mean, module2inspect, *rest)
             finally:

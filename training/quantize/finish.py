@@ -98,7 +98,7 @@ def _write_part(workplace: Workplace, part: StoredPart, folder: Path, files: lis
         specifications |= {name: (each.dtype, tuple(each.shape)) for name, each in tensors.items()}
     with PartWriter(folder, specifications) as writer:
         for name in rest:
-            writer.write(name, to_half(part.read([name]))[name])
+            writer.write(name, to_half(part.read([name], torch.float16))[name])
         for file in files:
             for name, tensor in workplace.read_tensors(file).items():
                 writer.write(name, tensor)

@@ -19,6 +19,8 @@ from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.config import NvilaConfig, QuantizationConfig
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.language import LanguageModel
+from nvila_ros.models.runtime_backend import usable_device
+from nvila_ros.models.runtime_memory import is_out_of_memory
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.training.quantize import autoawq_backend, finish
 from nvila_ros.training.quantize.decoder import DecoderStage
@@ -73,6 +75,7 @@ def quantize(
     config = check(job)
     calibration = parse_calibration(job.calibration)
     autoawq_backend.check(job.backend)
+    usable_device(job.device)
     if job.target.exists():
         if not job.target.is_dir() or any(job.target.iterdir()):
             raise ConfigError(f"{job.target} exists already; give a folder that is new or empty")
@@ -88,6 +91,14 @@ def quantize(
             f"the disk of {job.target.parent} is full; free some space and run the same command "
             "again: it goes on where it stopped"
         ) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"{job.device} has too little memory for the search in one layer; close what else "
+            "uses it and run the same command again (it goes on where it stopped), or take "
+            "--device cpu and another --out"
+        ) from error
 
 
 def check(job: QuantizeJob) -> NvilaConfig:
@@ -141,7 +152,7 @@ def _run(
     source = folder if folder and folder.is_dir() else workplace.folder / "calibration"
     frames, frame_of = unique_frames(source, prompts, config.vision.image_size)
     require_space(workplace.folder, config, len(frames), len(prompts))
-    device = torch.device(job.device)
+    device = usable_device(job.device)
     tower = TowerStage(job.model, config, workplace, device, is_quantized=job.vision == "w8a8")
     tower.run(frames, on_layer)
     if is_packed:
@@ -177,7 +188,7 @@ def plan(job: QuantizeJob) -> dict[str, Any]:
         "prompts_per_episode": job.prompts_per_episode,
         "backend": job.backend,
         "has_feedback": job.has_feedback,
-        "device": torch.device(job.device).type,
+        "device": usable_device(job.device).type,
     }
 
 

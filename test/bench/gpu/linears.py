@@ -42,12 +42,6 @@ def _gemv(device: torch.device, outputs: int, inputs: int) -> dict[str, float]:
     weights = outputs * inputs
     count = max(2, round(ROTATED_BYTES / (weights / 2)))
 
-    def torch_int4() -> tuple[Tensor, Tensor]:
-        size = (outputs, inputs // 2)
-        codes = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
-        scales = torch.randn(inputs // 128, outputs, 2, device=device)
-        return torch._convert_weight_to_int4pack(codes, 8), scales.bfloat16()
-
     def dense() -> Tensor:
         return torch.randn(outputs, inputs, device=device, dtype=torch.float16)
 
@@ -59,7 +53,7 @@ def _gemv(device: torch.device, outputs: int, inputs: int) -> dict[str, float]:
             _int4_bytes(weights),
         ),
         "torch_int4": (
-            torch_int4,
+            lambda: _torch_int4(outputs, inputs, device),
             lambda weight: torch._weight_int4pack_mm(x_bf16, weight[0], 128, weight[1]),
             count,
             _int4_bytes(weights),
@@ -86,6 +80,15 @@ def _gemm(device: torch.device, outputs: int, inputs: int) -> dict[str, float]:
         _time(
             row, name, lambda: random_rows(outputs, inputs, device), work, 4, _int4_bytes(weights)
         )
+    x_bf16 = x.bfloat16()
+    _time(
+        row,
+        "torch_int4",
+        lambda: _torch_int4(outputs, inputs, device),
+        lambda weight: torch._weight_int4pack_mm(x_bf16, weight[0], 128, weight[1]),
+        4,
+        _int4_bytes(weights),
+    )
     _time(
         row,
         "cublas_fp16",
@@ -97,6 +100,13 @@ def _gemm(device: torch.device, outputs: int, inputs: int) -> dict[str, float]:
     for key in [key for key in row if key.endswith("_us")]:
         row[key.replace("_us", "_tflop_s")] = 2e-6 * PROMPT_ROWS * weights / row[key]
     return row
+
+
+def _torch_int4(outputs: int, inputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random codes and scales as torch's own int4 product takes them, bfloat16."""
+    codes = torch.randint(0, 256, (outputs, inputs // 2), dtype=torch.uint8, device=device)
+    scales = torch.randn(inputs // 128, outputs, 2, device=device)
+    return torch._convert_weight_to_int4pack(codes, 8), scales.bfloat16()
 
 
 def _int4_bytes(weights: int) -> float:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,20 @@ import nvila_ros
 REPOSITORY = Path(__file__).resolve().parents[3]
 ROW_TIMEOUT_S = 180
 
-# The row's name -> what measures it; engine rows come first, peers last.
+# The row's name -> what measures it; what has a target and its peers come first.
 ROWS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "lite8b": engine_rows.lite8b,
-    "lite8b_fp16_tower": engine_rows.lite8b_fp16_tower,
-    "8b": engine_rows.two_by_two,
     "lite2b": engine_rows.lite2b,
-    "llama8b": engine_rows.llama8b,
-    "15b": engine_rows.fifteen,
-    "accuracy": accuracy.accuracy,
-    "persistent": persistent.persistent,
-    "gemv": linears.gemv,
-    "gemm": linears.gemm,
     "own_bf16": peers.own_bf16,
     "qwen2_vl": peers.qwen2_vl,
+    "gemv": linears.gemv,
+    "gemm": linears.gemm,
+    "accuracy": accuracy.accuracy,
+    "persistent": persistent.persistent,
+    "8b": engine_rows.two_by_two,
+    "llama8b": engine_rows.llama8b,
+    "15b": engine_rows.fifteen,
+    "lite8b_fp16_tower": engine_rows.lite8b_fp16_tower,
 }
 
 
@@ -87,24 +87,64 @@ def measure(name: str) -> dict[str, Any]:
     return row
 
 
-def measure_apart(name: str) -> dict[str, Any]:
-    """One row in a process of its own: a kernel that fails takes its whole context along."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "row.json"
-        command = [sys.executable, __file__, "--row", name, "--json", str(path)]
-        try:
-            subprocess.run(command, timeout=ROW_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            return {"error": f"took longer than {ROW_TIMEOUT_S} s"}
-        return json.loads(path.read_text()) if path.exists() else {"error": "the process died"}
+class Apart:
+    """One row in a process of its own: a kernel that fails takes its whole context along.
+
+    The process is started ahead, imports what it needs and waits to be told: it holds no context
+    and does nothing meanwhile.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = Path(self._folder.name) / "row.json"
+        command = [sys.executable, __file__, "--row", name, "--json", str(self._path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+
+    def measure(self) -> dict[str, Any]:
+        """Lets it begin; its row, or why there is none."""
+        with self._folder:
+            try:
+                self._process.communicate("\n", timeout=ROW_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+                return {"error": f"took longer than {ROW_TIMEOUT_S} s"}
+            if not self._path.exists():
+                return {"error": f"the process died with status {self._process.returncode}"}
+            return json.loads(self._path.read_text())
+
+    def cancel(self) -> None:
+        """It is not needed."""
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def measure_all(names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One after the other; while one is measured the next process gets ready."""
+    following: Apart | None = Apart(names[0])
+    try:
+        for number, name in enumerate(names):
+            current = following
+            assert current is not None
+            following = Apart(names[number + 1]) if number + 1 < len(names) else None
+            yield name, current.measure()
+    finally:
+        if following is not None:
+            following.cancel()
 
 
 def merge(path: Path, name: str, row: dict[str, Any]) -> None:
-    """The row beside those that the file already has; `machine` is the last row's."""
+    """The row beside those that the file already has; `machine` is the last row's.
+
+    A row without any figure leaves what was measured before and says there why it failed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(path.read_text()) if path.exists() else {"machine": {}, "rows": {}}
     held["machine"] = row.pop("machine", held["machine"])
     row |= {key: held["machine"][key] for key in ("commit", "measured_at") if held["machine"]}
+    if "error" in row and name in held["rows"]:
+        row = {**held["rows"][name], "last_failure": row}
     held["rows"][name] = row
     held["summary"] = summarise(held["rows"])
     path.write_text(json.dumps(held, indent=2) + "\n")
@@ -121,6 +161,8 @@ def main() -> int:
         print("no CUDA GPU is found; nothing was measured", file=sys.stderr)
         return 3
     if arguments.row:
+        if not sys.stdin.readline():
+            return 1  # whoever started it is gone
         arguments.json.write_text(json.dumps(measure(arguments.row)))
         return 0
     chosen = arguments.only.split(",")
@@ -128,8 +170,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
     has_failed = False
-    for name in chosen:
-        row = measure_apart(name)
+    for name, row in measure_all(chosen):
         has_failed |= any("error" in key for key in row)
         merge(arguments.json, name, row)
         print(f"== {name}\n{engine_rows.table(name, row)}", flush=True)

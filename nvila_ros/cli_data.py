@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands `nvila data ...`: check, shard, generate, score and prune training data."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nvila_ros.cli_options import DeviceOption, JsonOption, print_json
+from nvila_ros.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from nvila_ros.training.data.check import CheckReport
+    from nvila_ros.training.data.mixture import SourceConfig
+    from nvila_ros.training.scale import ScaleSettings
+
+app = typer.Typer(name="data", help="Training data: look at it, store it, make it, prune it.")
+
+PathArgument = Annotated[str, typer.Argument(help="File of rows, folder of shards or address.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="shards, llava, navila, envdrop, streamvln, r2r or rxr.",
+        show_default="by the first row",
+    ),
+]
+MediaOption = Annotated[
+    Path | None, typer.Option(help="Folder of the rows' pictures.", show_default="the file's own")
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="Name of the subset.", show_default="the file's")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for the result.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
+RayOption = Annotated[
+    str | None, typer.Option(help="Work on a Ray cluster: its address, or auto for this one's.")
+]
+GpusOption = Annotated[float, typer.Option(min=0.0, help="GPUs per process, on Ray.")]
+BrokenOption = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of rows that may be broken.")
+]
+
+
+class ByName(str, enum.Enum):
+    """How a Delta is taken over an answer's tokens."""
+
+    sum = "sum"
+    mean = "mean"
+
+
+@app.command()
+def check(
+    path: PathArgument,
+    data_format: FormatOption = None,
+    media: MediaOption = None,
+    name: NameOption = None,
+    sheet: Annotated[Path | None, typer.Option(help="PNG with samples of every label.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to look at.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose tokens and packing are counted.")
+    ] = None,
+    max_broken: BrokenOption = 0.01,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what a data set holds, how its answers are spread and which rows are broken."""
+    from nvila_ros.training.data.check import check as run
+    from nvila_ros.training.data.check import packing_gain, save_sheet
+    from nvila_ros.training.data.mixture import open_source
+
+    tokenizer = config = None
+    if model is not None:
+        from nvila_ros.models.weights import open_checkpoint
+
+        network, tokenizer, _ = open_checkpoint(model)
+        config = network.config
+    source = open_source(source_config(path, data_format, media, name))
+    with progress("rows", None) as advance:
+        report = run(
+            source,
+            limit=limit,
+            tokenizer=tokenizer,
+            config=config,
+            on_row=lambda count: advance(1),
+        )
+    content = report.as_dict()
+    lengths = [length for subset in report.subsets.values() for length in subset.num_tokens]
+    if config is not None and lengths:
+        content["packing"] = packing_gain(lengths, config.language.model_max_length)
+    if sheet is not None:
+        save_sheet(report, sheet)
+        content["sheet"] = str(sheet)
+    if as_json:
+        print_json(content)
+    else:
+        print_check(report, content)
+    if report.broken_share > max_broken:
+        worst, count = report.broken_of.most_common(1)[0]
+        raise DataError(
+            f"{report.num_broken} rows are broken ({report.broken_share:.1%}), "
+            f"{max_broken:.1%} are allowed; most in {worst} ({count}): mend or remove them"
+        )
+
+
+@app.command()
+def shard(
+    path: PathArgument,
+    out: OutOption,
+    data_format: FormatOption = None,
+    media: MediaOption = None,
+    name: NameOption = None,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    megabytes_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG.")] = 92,
+    max_broken: BrokenOption = 0.01,
+    as_json: JsonOption = False,
+) -> None:
+    """Write rows and their pictures as WebDataset shards, which train, stream and resume."""
+    from nvila_ros.training.data.check import every_row
+    from nvila_ros.training.data.mixture import open_source
+    from nvila_ros.training.data.shard_writing import write_shards
+
+    if any(out.glob("*.tar")):
+        raise ConfigError(f"{out} holds shards already; give another folder")
+    source = open_source(source_config(path, data_format, media, name))
+    with progress("rows", None) as advance:
+
+        def counted() -> Iterator[Any]:
+            for row in every_row(source):
+                yield row
+                advance(1)
+
+        written = write_shards(
+            counted(),
+            out,
+            max_samples=samples_per_shard,
+            max_bytes=megabytes_per_shard * 2**20,
+            quality=quality,
+        )
+    content = {
+        "folder": str(out),
+        "num_shards": len(written.shards),
+        "num_samples": written.num_samples,
+        "num_broken": len(written.broken),
+        "broken": [f"{row.where}, {row.row}: {row.reason}" for row in written.broken[:10]],
+    }
+    print_json(content) if as_json else typer.echo(
+        "\n".join(f"{k}: {v}" for k, v in content.items())
+    )
+    share = len(written.broken) / max(1, len(written.broken) + written.num_samples)
+    if share > max_broken:
+        raise DataError(f"{share:.1%} of the rows are broken and left out; see the list")
+
+
+@app.command()
+def generate(
+    seeds: Annotated[str, typer.Option(help="Apartments A:B (B excluded) or one number.")],
+    out: OutOption,
+    side: Annotated[int, typer.Option(min=16, help="Side of the pictures, in pixels.")] = 224,
+    noise: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="Share of motions made at random.")
+    ] = 0.1,
+    seeds_per_shard: Annotated[int, typer.Option(min=1)] = 16,
+    workers: WorkersOption = 1,
+    ray: RayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drive the oracle through simulated apartments and store its decisions as shards.
+
+    A run that was stopped, or whose machines died, goes on where it was.
+    """
+    from nvila_ros.cli import parse_seeds
+    from nvila_ros.training.data.episodes import EpisodeSettings
+    from nvila_ros.training.data.generate import GenerateJob
+    from nvila_ros.training.data.generate import generate as run
+
+    job = GenerateJob(
+        seeds=parse_seeds(seeds),
+        seeds_per_unit=seeds_per_shard,
+        settings=EpisodeSettings(side_px=side, noise=noise),
+    )
+    with progress("shards", len(job.units())) as advance:
+        content = run(job, out, scale_settings(workers, ray), lambda unit, was_there: advance(1))
+    _say(content, as_json)
+
+
+@app.command()
+def score(
+    paths: Annotated[list[str], typer.Argument(help="Files of rows, folders of shards.")],
+    small: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    large: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    out: OutOption,
+    data_format: FormatOption = None,
+    media: MediaOption = None,
+    rows_per_unit: Annotated[int, typer.Option(min=1, help="Rows scored between savings.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=16, help="Of a packed sequence.")] = 4096,
+    max_tiles: Annotated[int, typer.Option(min=1, help="Of a packed sequence.")] = 96,
+    features: Annotated[
+        bool, typer.Option(help="Keep the large tower's mean feature, for clusters.")
+    ] = True,
+    device: DeviceOption = "cpu",
+    workers: WorkersOption = 1,
+    ray: RayOption = None,
+    gpus: GpusOption = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """DeltaLoss: the answers' log probability under the large model less that under the small.
+
+    A run that was stopped, or whose machines died, goes on where it was.
+    """
+    from nvila_ros.training.delta_loss import ScoreJob
+    from nvila_ros.training.delta_loss_prune import read_scores
+    from nvila_ros.training.delta_loss_report import score_units
+    from nvila_ros.training.scale import run_units
+
+    job = ScoreJob(
+        sources=tuple(source_config(path, data_format, media, None) for path in paths),
+        large=str(large),
+        small=str(small),
+        device=device,
+        rows_per_unit=rows_per_unit,
+        max_tokens=max_tokens,
+        max_tiles=max_tiles,
+        keeps_features=features,
+    )
+    units = score_units(job.sources, rows_per_unit)
+    with progress("units", len(units)) as advance:
+        run_units(
+            job, units, out, scale_settings(workers, ray, gpus), lambda unit, was_there: advance(1)
+        )
+    scores = read_scores(out)
+    _say(
+        {
+            "folder": str(out),
+            "num_scored": len(scores.good),
+            "num_broken": scores.num_broken,
+            "subsets": {name: len(subset) for name, subset in scores.subsets().items()},
+        },
+        as_json,
+    )
+
+
+@app.command()
+def prune(
+    scores: Annotated[Path, typer.Argument(help="Folder that `nvila data score` wrote.")],
+    keep: Annotated[float, typer.Option(help="Share of each subset that is kept.")] = 0.5,
+    by: Annotated[ByName, typer.Option(help="Over an answer's tokens.")] = ByName.mean,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result.", show_default="SCORES/pruned")
+    ] = None,
+    clusters: Annotated[int, typer.Option(min=1, help="Of the cluster baseline.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the baselines.")] = 0,
+    report: Annotated[bool, typer.Option(help="Write report.html with examples.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep the samples with the largest Delta of every subset; baselines and a report beside it.
+
+    Each selection is a file that a recipe's source names as `select`.
+    """
+    from nvila_ros.training.delta_loss_prune import prune as run
+    from nvila_ros.training.delta_loss_prune import read_scores
+    from nvila_ros.training.delta_loss_report import read_job, write_report
+
+    found = read_scores(scores)
+    folder = scores / "pruned" if out is None else out
+    summary = run(found, folder, keep=keep, by=by.value, num_clusters=clusters, seed=seed)
+    if report:
+        sources, rows_per_unit = read_job(scores)
+        write_report(found, summary, sources, rows_per_unit, folder / "report.html")
+        summary["report"] = str(folder / "report.html")
+    summary["selection"] = str(folder / "delta.json")
+    _say(summary, as_json)
+
+
+def source_config(
+    path: str, data_format: str | None, media: Path | None, name: str | None
+) -> SourceConfig:
+    """What a command's arguments name, its format found by its first row unless given."""
+    from nvila_ros.training.data.mixture import SourceConfig, guess_format
+
+    own = path.rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
+    return SourceConfig(
+        name=name or own,
+        path=path,
+        format=data_format or guess_format(path),
+        media=None if media is None else str(media),
+    )
+
+
+def scale_settings(workers: int, ray: str | None, gpus: float = 0.0) -> ScaleSettings:
+    """Where units are done."""
+    from nvila_ros.training.scale import ScaleSettings
+
+    return ScaleSettings(num_workers=workers, ray=ray, num_gpus=gpus)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _say(content: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(content)
+        return
+    from rich.console import Console
+
+    Console(file=sys.stdout).print(content)
+
+
+def print_check(report: CheckReport, content: dict[str, Any]) -> None:
+    """Tables for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{report.num_samples} samples, {report.num_broken} broken rows")
+    for title in ("subset", "kind", "samples", "turns", "frames", "answer characters"):
+        table.add_column(title)
+    for name, subset in content["subsets"].items():
+        table.add_row(
+            name,
+            ", ".join(subset["kinds"]),
+            str(subset["num_samples"]),
+            str(subset["num_turns"]),
+            f"{subset['mean_frames']:.1f} (at most {subset['max_frames']})",
+            f"{subset['mean_answer_characters']:.1f}",
+        )
+    console.print(table)
+    for name, subset in content["subsets"].items():
+        labels = Table(title=f"{name}: {subset['num_labels']} different answers")
+        for title in ("answer", "samples", "share"):
+            labels.add_column(title)
+        for label, count in subset["labels"].items():
+            labels.add_row(label[:70], str(count), f"{count / subset['num_samples']:.1%}")
+        console.print(labels)
+        if "tokens" in subset:
+            console.print(f"tokens: {subset['tokens']}")
+    if "packing" in content:
+        console.print(f"packing: {content['packing']}")
+    console.print(f"{report.num_pictures} pictures: {content['picture_sizes']}")
+    for row in report.examples:
+        console.print(f"broken: {row.where}, row {row.row}: {row.reason}", markup=False)
+    if "sheet" in content:
+        console.print(content["sheet"])
