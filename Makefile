@@ -14,6 +14,7 @@ help:
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
 
@@ -40,6 +41,9 @@ format: setup
 
 bench: setup
 	@$(BIN)/python test/bench/run.py
+
+soak: setup
+	@$(BIN)/python test/bench/soak.py $(SOAK_ARGS)
 
 bench-load: setup
 	@$(BIN)/python test/bench/bench_load.py $(BENCH_ARGS)

@@ -14,6 +14,7 @@ from nvila_ros.kernels import build, cpu_int8, reference, vision_rows, w8a8_hopp
 from nvila_ros.kernels.w8a8_hopper import Epilogue
 
 PLAIN = Epilogue()
+SIGLIP_WIDTH, SIGLIP_INNER = 1152, 4304
 
 
 class W8A8Linear(nn.Module):
@@ -156,8 +157,19 @@ def w8a8_matmul(
 
 def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     """What `build` compiles ahead for every architecture: the rows of SigLIP."""
-    for width in (1152, 4304):
+    for width in (SIGLIP_WIDTH, SIGLIP_INNER):
         yield vision_rows.SOURCE, vision_rows.defines(width)
+
+
+def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
+    """The same for sm_90a alone: SigLIP's products for frames of 448 pixels."""
+    for rows in (1024, 2048, 8192):
+        codes = Epilogue(gelu=True, codes_out=rows > w8a8_hopper.FEW_ROWS)
+        blocks = Epilogue(residual=True, block_scales=codes.codes_out)
+        for epilogue in (PLAIN, Epilogue(residual=True), codes, blocks):
+            inputs = SIGLIP_INNER if epilogue is blocks else SIGLIP_WIDTH
+            tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
+            yield w8a8_hopper.SOURCE, tiling.defines(epilogue)
 
 
 def _is_fast(inputs: Tensor) -> bool:

@@ -33,6 +33,7 @@ from nvila_ros.cli_options import (
     ModelOption,
     print_json,
 )
+from nvila_ros.cli_scale import GpusOption, RayOption, episode_evaluator
 from nvila_ros.errors import ConfigError, NvilaError, SystemLibraryError
 
 MAX_SEEDS = 100_000
@@ -120,6 +121,12 @@ def simulate(
     plans: Annotated[
         Path | None, typer.Option(help="Folder for a floor plan of every episode.")
     ] = None,
+    ray: RayOption = None,
+    gpus: GpusOption = 0.0,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder for finished episodes: a run that was stopped goes on."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Drive episodes in closed loop without ROS and measure how well it goes."""
@@ -136,7 +143,11 @@ def simulate(
         control=control.value,
         config=EvaluationConfig(max_decisions=max_decisions),
     )
-    run(job, num_workers=workers, as_json=as_json, plans=plans)
+    if ray is None and keep is None:
+        run(job, num_workers=workers, as_json=as_json, plans=plans)
+        return
+    evaluator = episode_evaluator(ray, gpus, keep)
+    run(job, num_workers=workers, as_json=as_json, plans=plans, evaluator=evaluator)
 
 
 @app.command()

@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nvila_ros.cli_options import DeviceOption, JsonOption, print_json
+from nvila_ros.cli_scale import (
+    GpusOption,
+    RayOption,
+    WorkersOption,
+    progress,
+    scale_settings,
+)
 from nvila_ros.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from nvila_ros.training.data.check import CheckReport
     from nvila_ros.training.data.mixture import SourceConfig
-    from nvila_ros.training.scale import ScaleSettings
 
 app = typer.Typer(name="data", help="Training data: look at it, store it, make it, prune it.")
 
@@ -38,14 +42,20 @@ NameOption = Annotated[
     str | None, typer.Option(help="Name of the subset.", show_default="the file's")
 ]
 OutOption = Annotated[Path, typer.Option(help="Folder for the result.")]
-WorkersOption = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
-RayOption = Annotated[
-    str | None, typer.Option(help="Work on a Ray cluster: its address, or auto for this one's.")
-]
-GpusOption = Annotated[float, typer.Option(min=0.0, help="GPUs per process, on Ray.")]
 BrokenOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of rows that may be broken.")
 ]
+
+
+class StageName(str, enum.Enum):
+    """What the simulator asks."""
+
+    captions = "captions"
+    text = "text"
+    questions = "questions"
+    video = "video"
+    navigation = "navigation"
+    dagger = "dagger"
 
 
 class ByName(str, enum.Enum):
@@ -72,6 +82,7 @@ def check(
     """Count what a data set holds, how its answers are spread and which rows are broken."""
     from nvila_ros.training.data.check import check as run
     from nvila_ros.training.data.check import packing_gain, save_sheet
+    from nvila_ros.training.data.check_table import print_check
     from nvila_ros.training.data.mixture import open_source
 
     tokenizer = config = None
@@ -162,28 +173,43 @@ def shard(
 def generate(
     seeds: Annotated[str, typer.Option(help="Apartments A:B (B excluded) or one number.")],
     out: OutOption,
+    stage: Annotated[
+        StageName, typer.Option(help="What the samples are: of which stage of training.")
+    ] = StageName.navigation,
     side: Annotated[int, typer.Option(min=16, help="Side of the pictures, in pixels.")] = 224,
     noise: Annotated[
         float, typer.Option(min=0.0, max=0.99, help="Share of motions made at random.")
     ] = 0.1,
+    time_tokens: Annotated[
+        int, typer.Option(min=0, help="Of the network: videos ask when, too.")
+    ] = 0,
+    driver: Annotated[
+        Path | None, typer.Option(help="dagger: checkpoint that drives beside the oracle.")
+    ] = None,
     seeds_per_shard: Annotated[int, typer.Option(min=1)] = 16,
     workers: WorkersOption = 1,
     ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Drive the oracle through simulated apartments and store its decisions as shards.
+    """Render simulated apartments and store a stage's samples with exact answers as shards.
 
     A run that was stopped, or whose machines died, goes on where it was.
     """
     from nvila_ros.cli import parse_seeds
-    from nvila_ros.training.data.episodes import EpisodeSettings
     from nvila_ros.training.data.generate import GenerateJob
     from nvila_ros.training.data.generate import generate as run
+    from nvila_ros.training.simulator_source import SimulatorOptions
 
     job = GenerateJob(
         seeds=parse_seeds(seeds),
         seeds_per_unit=seeds_per_shard,
-        settings=EpisodeSettings(side_px=side, noise=noise),
+        options=SimulatorOptions(
+            stage=stage.value,
+            side_px=side,
+            noise=noise,
+            num_time_tokens=time_tokens,
+            driver=None if driver is None else str(driver),
+        ),
     )
     with progress("shards", len(job.units())) as advance:
         content = run(job, out, scale_settings(workers, ray), lambda unit, was_there: advance(1))
@@ -293,30 +319,6 @@ def source_config(
     )
 
 
-def scale_settings(workers: int, ray: str | None, gpus: float = 0.0) -> ScaleSettings:
-    """Where units are done."""
-    from nvila_ros.training.scale import ScaleSettings
-
-    return ScaleSettings(num_workers=workers, ray=ray, num_gpus=gpus)
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 def _say(content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(content)
@@ -324,40 +326,3 @@ def _say(content: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
 
     Console(file=sys.stdout).print(content)
-
-
-def print_check(report: CheckReport, content: dict[str, Any]) -> None:
-    """Tables for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=f"{report.num_samples} samples, {report.num_broken} broken rows")
-    for title in ("subset", "kind", "samples", "turns", "frames", "answer characters"):
-        table.add_column(title)
-    for name, subset in content["subsets"].items():
-        table.add_row(
-            name,
-            ", ".join(subset["kinds"]),
-            str(subset["num_samples"]),
-            str(subset["num_turns"]),
-            f"{subset['mean_frames']:.1f} (at most {subset['max_frames']})",
-            f"{subset['mean_answer_characters']:.1f}",
-        )
-    console.print(table)
-    for name, subset in content["subsets"].items():
-        labels = Table(title=f"{name}: {subset['num_labels']} different answers")
-        for title in ("answer", "samples", "share"):
-            labels.add_column(title)
-        for label, count in subset["labels"].items():
-            labels.add_row(label[:70], str(count), f"{count / subset['num_samples']:.1%}")
-        console.print(labels)
-        if "tokens" in subset:
-            console.print(f"tokens: {subset['tokens']}")
-    if "packing" in content:
-        console.print(f"packing: {content['packing']}")
-    console.print(f"{report.num_pictures} pictures: {content['picture_sizes']}")
-    for row in report.examples:
-        console.print(f"broken: {row.where}, row {row.row}: {row.reason}", markup=False)
-    if "sheet" in content:
-        console.print(content["sheet"])

@@ -148,7 +148,8 @@ class EpisodeSteps:
         assert self._motion is not None and self._worker.policy is not None
         if self._asked_s is not None:
             return
-        if self.thinking.is_time(*self._motion.remaining()):
+        rate_hz = self.senses.images.rate_hz(now_s)
+        if self.thinking.is_time(*self._motion.remaining(), 1.0 / max(rate_hz, 1.0)):
             if self._decision is not None:
                 self._worker.policy.tried(self._decision)
                 self._decision = None

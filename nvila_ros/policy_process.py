@@ -139,6 +139,8 @@ class PolicyProcess:
         try:
             kind, value = self._connection.recv()
         except (EOFError, OSError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
             code = self._process.poll()
             raise ModelProcessError(
                 f"the model process has ended (exit code {code}); its last words are in the log"

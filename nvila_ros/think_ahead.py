@@ -37,6 +37,7 @@ class ThinkingConfig:
 
 FIRST_LATENCY_S = 0.15  # expected before anything was measured
 MARGIN_S = 0.05  # one control interval
+LONGEST_PERIOD_S = 0.15  # of a camera, that is waited for
 SHORTEST_SHARE = 0.3  # at least this share of a motion is left, or it was not meant any more
 
 
@@ -52,12 +53,21 @@ class ThinkAhead:
         percentile_s = self.latency.percentile_s(90.0)
         return FIRST_LATENCY_S if math.isnan(percentile_s) else percentile_s
 
-    def is_time(self, remaining_s: float, remaining_m: float, remaining_rad: float) -> bool:
-        """Whether to ask now, this long and far before the end of the motion."""
+    def is_time(
+        self,
+        remaining_s: float,
+        remaining_m: float,
+        remaining_rad: float,
+        image_period_s: float = 0.0,
+    ) -> bool:
+        """Whether to ask now, this long and far before the end of the motion.
+
+        The next chance comes with the next image: half a period later would be too late.
+        """
         config = self.config
         return (
             config.ahead
-            and remaining_s <= self.expected_s() + MARGIN_S
+            and remaining_s <= self.expected_s() + MARGIN_S + min(image_period_s, LONGEST_PERIOD_S)
             and remaining_m <= config.ahead_m
             and remaining_rad <= config.ahead_rad
         )

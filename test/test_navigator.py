@@ -181,13 +181,6 @@ def test_a_new_instruction_stops_first(bench):
     assert robot.velocities[-1].is_zero() and robot.status.episode == 2
 
 
-def test_a_second_instruction_is_refused_without_preempt(bench):
-    robot = bench(*[FORWARD] * 5, preempt=False)
-    robot.navigator.instruct("Go.", robot.now_s)
-    with pytest.raises(NvilaError, match="cancel"):
-        robot.navigator.instruct("Go elsewhere.", robot.now_s)
-
-
 @pytest.mark.parametrize("sensor", ["images", "odometry"])
 def test_silence_stops_in_time_and_ends_the_episode_when_it_lasts(bench, sensor):
     robot = bench(*[FORWARD] * 9, patience_s=3.0)
@@ -288,13 +281,6 @@ def test_dry_run_decides_and_never_moves(bench):
     robot.navigator.instruct("Go.", robot.now_s)
     robot.run(Phase.IDLE)
     assert robot.status.result is Result.SUCCEEDED and robot.pose == (0.0, 0.0, 0.0)
-
-
-def test_decisions_are_bounded(bench):
-    robot = bench(*[LEFT] * 9, max_decisions=3)
-    robot.navigator.instruct("Go.", robot.now_s)
-    robot.run(Phase.IDLE)
-    assert robot.status.result is Result.TIMEOUT and robot.status.num_decisions == 3
 
 
 def test_a_disabled_navigator_stays_still(bench):

@@ -150,6 +150,7 @@ def _deepspeed_plugin(recipe: StageRecipe, accumulation: int):
         gradient_accumulation_steps=accumulation,
         gradient_clipping=recipe.schedule.max_gradient_norm or 0.0,
         zero3_init_flag=False,
+        zero3_save_16bit_model=True,
     )
     plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
     return plugin

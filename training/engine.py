@@ -17,6 +17,7 @@ from torch import Tensor
 from nvila_ros.errors import TrainingError
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.adapters import adapt
+from nvila_ros.training.compiled import compile_layers
 from nvila_ros.training.data.packing import PackedBatch
 from nvila_ros.training.distributed import Ranks
 from nvila_ros.training.flops import batch_flops
@@ -57,9 +58,13 @@ class Engine:
             model.to(torch.bfloat16)
         if ranks.kind != "fsdp":
             model.to(ranks.device)  # float8 and 4-bit linears are what the device can compute
+        torch.manual_seed(recipe.engine.seed)
         adapt(model, recipe.adapt)
         freeze(model, recipe)
         to_float8(model, recipe.precision)
+        compiles = recipe.engine.compile_layers
+        if ranks.device.type == "cuda" if compiles is None else compiles:
+            compile_layers(model)
         if recipe.engine.checkpoint_layers:
             checkpoint_layers(model)
         schedule = recipe.schedule
@@ -70,7 +75,7 @@ class Engine:
             eps=schedule.epsilon,
         )
         learner = Learner(model, recipe.loss, recipe.precision.dtype)
-        torch.manual_seed(recipe.engine.seed + ranks.rank)  # dropout differs between ranks
+        torch.manual_seed(recipe.engine.seed + 1 + ranks.rank)  # dropout differs between ranks
         self.learner, self.optimizer = ranks.accelerator.prepare(learner, optimizer)
         self.learner.train()
         self.state = RunState(folder, ranks, self.learner, self.optimizer, recipe.engine.keep)

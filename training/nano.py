@@ -194,7 +194,7 @@ class NanoTrainer:
     def log(self, stage: Stage, progress: float) -> None:
         """One JSON line: losses since the last one, rates and success so far."""
         seconds = time.monotonic() - self.started_s
-        micro_batches = max(1, self.num_steps - self.num_logged_steps) * self.recipe.micro_batches
+        micro_batches = (self.num_steps - self.num_logged_steps) * self.recipe.micro_batches
         self.num_logged_steps = self.num_steps
         collector = self.collector
         line: dict[str, float | str] = {
@@ -213,7 +213,7 @@ class NanoTrainer:
             "poll_s": round(collector.waited_s, 1),
             "answer_s": round(collector.answered_s, 1),
         }
-        if self.loss_names:
+        if micro_batches:
             for name, value in zip(self.loss_names, self.sums.tolist(), strict=True):
                 line[name] = round(value / micro_batches, 4)
             self.sums.zero_()

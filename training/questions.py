@@ -74,11 +74,11 @@ def ask_about_view(
     for _ in range(num_turns):
         kind = rng.random()
         if seen and kind < 0.55:
-            turns.append(_where(rng, seen))
+            turns.append(where_question(rng, seen))
         elif absent and kind < 0.72:
-            turns.append(_where_absent(rng, seen, absent))
+            turns.append(absent_question(rng, seen, absent))
         elif seen and kind < 0.86:
-            turns.append(_what(rng, seen))
+            turns.append(what_question(rng, seen))
         elif kind < 0.93:
             turns.append(("Which room is this?", f"This is the {room_kind}."))
         else:
@@ -86,13 +86,13 @@ def ask_about_view(
     return turns
 
 
-def _where(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
+def where_question(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
     thing = seen[rng.integers(len(seen))]
     answer = f"It is {side_words(thing.bearing_rad)}, {distance_words(thing.distance_m)}."
     return f"Where is the {thing.name}?", answer
 
 
-def _where_absent(
+def absent_question(
     rng: np.random.Generator, seen: list[SeenObject], absent: list[str]
 ) -> tuple[str, str]:
     names = {thing.name for thing in seen}
@@ -104,7 +104,7 @@ def _where_absent(
     return f"Where is the {absent[rng.integers(len(absent))]}?", NOT_VISIBLE
 
 
-def _what(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
+def what_question(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
     thing = seen[rng.integers(len(seen))]
     same_side = [s for s in seen if side_words(s.bearing_rad) == side_words(thing.bearing_rad)]
     nearest = min(same_side, key=lambda s: s.distance_m)

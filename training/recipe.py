@@ -52,7 +52,7 @@ class NanoRecipe:
     warmup: float = 0.03  # share of the run
     decay: float = 0.3  # share of the run
     compile: bool = True
-    graphs: bool = True  # replay the compiled step and the student as CUDA graphs
+    graphs: bool = False  # replay the compiled step and the student as CUDA graphs
 
     def stage_at(self, progress: float) -> Stage:
         """The stage under way at this share of the run's time."""

@@ -17,6 +17,8 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.weights import stored_specifications
 from nvila_ros.models.writing import PartWriter
+from nvila_ros.training.adapter_files import merge, save_adapter
+from nvila_ros.training.adapters import AdaptConfig
 from nvila_ros.training.distributed import Ranks, whole
 from nvila_ros.training.stage_recipe import PARTS
 
@@ -68,6 +70,28 @@ def save_output(
     if not ranks.all_agree(problem is None):
         if ranks.is_main:
             shutil.rmtree(aside, ignore_errors=True)
+        raise TrainingError(
+            f"the stage is trained, but {target} could not be written ({problem or 'main rank'}); "
+            "make room, then run it again with --resume: nothing is trained twice"
+        ) from problem
+    return target
+
+
+def save_adapted(
+    folder: Path, ranks: Ranks, model: Nvila, config: AdaptConfig, start: Path
+) -> Path:
+    """Writes `folder`/adapter, and merged into the stage's start as `folder`/model."""
+    target, aside = folder / MODEL_FOLDER, folder / f".unfinished-{MODEL_FOLDER}"
+    problem: Exception | None = None
+    try:
+        save_adapter(folder / "adapter", model, config, writes=ranks.is_main)
+        if ranks.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+            merge(folder / "adapter", start, aside)
+            aside.replace(target)
+    except (OSError, NvilaError) as error:
+        problem = error
+    if not ranks.all_agree(problem is None):
         raise TrainingError(
             f"the stage is trained, but {target} could not be written ({problem or 'main rank'}); "
             "make room, then run it again with --resume: nothing is trained twice"

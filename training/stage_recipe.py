@@ -95,6 +95,7 @@ class EngineConfig:
     """How the step is computed and kept."""
 
     checkpoint_layers: bool = True  # recompute a layer's activations in the backward pass
+    compile_layers: bool | None = None  # None: on a GPU
     save_every: int = 200  # optimizer steps between checkpoints
     keep: int = 2  # newest checkpoints that stay
     log_every: int = 1  # optimizer steps between lines of the log
@@ -163,6 +164,11 @@ class StageRecipe:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ConfigError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
+        if self.adapt.has_lora and self.network.num_time_tokens is not None:
+            raise ConfigError(
+                "adapt has LoRA and network.num_time_tokens grows the vocabulary, whose new rows "
+                "LoRA does not learn; do one of them per stage"
+            )
 
     @property
     def number(self) -> int:

@@ -31,7 +31,7 @@ from nvila_ros.training.family import (
 )
 from nvila_ros.training.monitor import Monitor, cut_log
 from nvila_ros.training.run_state import newest
-from nvila_ros.training.stage_output import MODEL_FOLDER, save_output
+from nvila_ros.training.stage_output import MODEL_FOLDER, save_adapted, save_output
 from nvila_ros.training.stage_recipe import (
     RECIPES,
     STAGES,
@@ -41,6 +41,7 @@ from nvila_ros.training.stage_recipe import (
     recipe_path,
 )
 
+START_PLACE = "{start}"  # in a source's options: a model that drives starts where the stage does
 # (recipe, tokenizer, model, ranks) -> this rank's batches
 OpenBatches = Callable[[StageRecipe, Tokenizer, Nvila, Ranks], Batches]
 
@@ -65,10 +66,13 @@ def run_stage(
     folder = options.runs / recipe.family / recipe.stage
     family = load_family(_family_folder(path, recipe.family))
     start = start_of(recipe, options)
+    recipe = with_start(recipe, start)
     if start is not None:
         check_start(family, start)  # before any process group, so that the message stands alone
     if options.resume and (folder / MODEL_FOLDER).exists():
         return folder / MODEL_FOLDER
+    if recipe.adapt.has_lora:
+        _kept_start(folder, start)
     checkpoint = _checkpoint(folder, options.resume)
     ranks = start_ranks(recipe, use_cpu=options.use_cpu)
     if ranks.is_main:
@@ -95,8 +99,20 @@ def run_stage(
         engine.run(monitor, options.stop_after)
     if options.stop_after is not None and engine.step >= options.stop_after:
         return None
+    if recipe.adapt.has_lora:
+        return save_adapted(folder, ranks, model, recipe.adapt, _kept_start(folder, start))
     dtype = getattr(torch, recipe.engine.output_dtype)
     return save_output(folder, ranks, engine.learner, model, tokenizer, dtype)
+
+
+def _kept_start(folder: Path, start: Path | None) -> Path:
+    """What an adapter is merged into."""
+    if start is None:
+        raise ConfigError(
+            f"{folder}: adapters need a trained start; a stage that begins with random weights "
+            "cannot hold them still: set adapt.tower and adapt.llm to full, or give --start"
+        )
+    return start
 
 
 def run_chain(family: str, options: RunOptions, stages: Sequence[str] = STAGES) -> Path:
@@ -117,6 +133,22 @@ def start_of(recipe: StageRecipe, options: RunOptions) -> Path | None:
     if recipe.number == 1:
         return None
     return options.runs / recipe.family / STAGES[recipe.number - 2] / MODEL_FOLDER
+
+
+def with_start(recipe: StageRecipe, start: Path | None) -> StageRecipe:
+    """The recipe whose sources' options know where `{start}`, the checkpoint to start from, is."""
+    sources = tuple(
+        dataclasses.replace(
+            source,
+            options={
+                key: str(start) if value == START_PLACE else value
+                for key, value in source.options.items()
+                if value != START_PLACE or start is not None
+            },
+        )
+        for source in recipe.data.sources
+    )
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=sources))
 
 
 def open_mixture(recipe: StageRecipe, tokenizer: Tokenizer, model: Nvila, ranks: Ranks) -> Batches:

@@ -55,12 +55,12 @@ def evaluate(
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa draws in the calling thread
     positions = range(len(job.seeds))
     if num_workers <= 1:
-        return [_reported(_run(job, position), on_result) for position in positions]
+        return [_reported(run_position(job, position), on_result) for position in positions]
     context = multiprocessing.get_context("spawn")  # a forked OpenGL context or thread pool hangs
     results: dict[int, Rollout] = {}
     os.environ["OMP_NUM_THREADS"] = "1"  # read by each worker when it imports torch and numpy
     with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent) as pool:
-        pending = {pool.submit(_run, job, position): position for position in positions}
+        pending = {pool.submit(run_position, job, position): position for position in positions}
         try:
             for future in as_completed(pending):
                 results[pending[future]] = _reported(future.result(), on_result)
@@ -90,7 +90,7 @@ def end_with_parent() -> None:
 _driver_of_job: dict[EvaluationJob, Driver] = {}
 
 
-def _run(job: EvaluationJob, position: int) -> Rollout:
+def run_position(job: EvaluationJob, position: int) -> Rollout:
     """One episode in this process; the model is loaded for the first one."""
     if job not in _driver_of_job:
         _driver_of_job.clear()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,22 @@ from nvila_ros.evaluation import report
 from nvila_ros.evaluation.pool import EvaluationJob, evaluate, usable_workers
 from nvila_ros.evaluation.rollout import Rollout
 
+# (job, number of workers, what hears of each rollout) -> the rollouts in the order of the seeds
+Evaluate = Callable[[EvaluationJob, int, Callable[[Rollout], None]], list[Rollout]]
+
 
 def simulate(
-    job: EvaluationJob, *, num_workers: int | None, as_json: bool, plans: Path | None = None
+    job: EvaluationJob,
+    *,
+    num_workers: int | None,
+    as_json: bool,
+    plans: Path | None = None,
+    evaluator: Evaluate = evaluate,
 ) -> dict[str, Any]:
     """Runs a job; progress goes to stderr, the result to stdout."""
     begin_s = time.perf_counter()
     workers = usable_workers(num_workers, len(job.seeds))
-    rollouts = _with_progress(job, workers)
+    rollouts = _with_progress(job, workers, evaluator)
     result = {
         "policy": job.driver,
         "model": str(job.model_path) if job.model_path else None,
@@ -58,7 +67,7 @@ def simulate(
     return result
 
 
-def _with_progress(job: EvaluationJob, workers: int) -> list[Rollout]:
+def _with_progress(job: EvaluationJob, workers: int, evaluator: Evaluate) -> list[Rollout]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -75,7 +84,7 @@ def _with_progress(job: EvaluationJob, workers: int) -> list[Rollout]:
             successes, done = successes + rollout.metrics.success, done + 1
             progress.update(task, advance=1, description=f"success {successes / done:.0%}")
 
-        return evaluate(job, workers, on_result)
+        return evaluator(job, workers, on_result)
 
 
 def _decision_speed(rollouts: list[Rollout]) -> dict[str, Any]:

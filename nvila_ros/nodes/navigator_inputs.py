@@ -44,6 +44,7 @@ class NavigatorInputs:
         self._on_emergency_stop, self._on_frame_id = on_emergency, on_frame_id
         self._subscriptions: list[Any] = []
         self.num_refusals, self.last_refusal = 0, ""
+        self.num_instructions = 0
         if settings.image_transport == "compressed":
             # Remapping `image` moves the compressed topic with it.
             topic = node.resolve_topic_name("image") + "/compressed"
@@ -129,6 +130,7 @@ class NavigatorInputs:
             self._refuse(f"instruction refused: {error}")
         else:
             self._node.get_logger().info(f"instruction: {message.data!r}")
+        self.num_instructions += 1
 
     def _on_emergency(self, message: Bool) -> None:
         if message.data:  # false clears nothing: that is a service, and somebody's decision

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from nvila_ros.kernels import reference, w8a8
+from nvila_ros.kernels import reference, w8a8, w8a8_hopper
 from nvila_ros.kernels.w8a8 import W8A8Linear
+from nvila_ros.kernels.w8a8_hopper import Epilogue
 
 # (M, K, N): SigLIP's own, its K that is no multiple of a tile, odd ones, one row, none.
 RISKY_SHAPES = [(17, 4304, 9), (1, 1152, 33), (3, 1, 1), (5, 1025, 7), (0, 16, 4), (64, 2064, 24)]
@@ -104,3 +105,21 @@ def test_norm_and_gelu_are_quantized_from_float32():
     ):
         restored = codes.double() * scales[:, None]
         assert ((restored - expected).abs() <= 0.501 * scales[:, None]).all()
+
+
+def test_every_product_of_one_to_eight_frames_can_be_compiled_ahead():
+    ahead = list(w8a8.ahead_of_time_hopper())
+    for frames in range(1, 9):
+        rows = 1024 * frames
+        fuses = rows > w8a8_hopper.FEW_ROWS  # as `VisionEncoder.inner_block` does
+        inner = Epilogue(gelu=True, codes_out=fuses)
+        outer = Epilogue(residual=True, block_scales=fuses)
+        products = (
+            (1152, Epilogue()),
+            (1152, Epilogue(residual=True)),
+            (1152, inner),
+            (4304, outer),
+        )
+        for inputs, epilogue in products:
+            tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
+            assert (w8a8_hopper.SOURCE, tiling.defines(epilogue)) in ahead, (frames, epilogue)

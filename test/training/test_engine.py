@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nvila_ros.errors import TrainingError
+from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
 from nvila_ros.training.train import RunOptions, run_stage
 
@@ -101,17 +101,12 @@ def test_accumulation_equals_one_big_batch(toy, tmp_path: Path) -> None:
     """Four sequences one after another, or all their samples in one: the same step."""
     small = run_here(toy, tmp_path, "small", overrides=["schedule.steps=2"])
     big = toy.write_recipe(tmp_path / "recipes-big")
-    joined = []
+
+    class Joined(toy.ToyBatches):
+        def __next__(self):
+            return toy.pack([sample for _ in range(4) for sample in self.take()])
 
     def open_batches(recipe, tokenizer, model, ranks):
-        batches = toy.ToyBatches(tokenizer, model.config, 0, 1, {})
-
-        class Joined(toy.ToyBatches):
-            def __next__(self):
-                four = [next(batches) for _ in range(4)]
-                joined.append(len(four))
-                return toy.join(four)
-
         return Joined(tokenizer, model.config, 0, 1, {})
 
     overrides = ("schedule.steps=2", "batch.sequences=1")
@@ -173,6 +168,26 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(toy, tmp_path: Pat
     ]
     assert f"toy/{key}" in json.loads((folder / "not_finite.json").read_text())["keys"]
     assert not (folder / "model").exists()
+
+
+def test_adapters_are_trained_resumed_and_merged_into_a_plain_checkpoint(
+    toy, tmp_path: Path
+) -> None:
+    start = run_here(toy, tmp_path, "start", overrides=["schedule.steps=1"]) / "model"
+    overrides = ["adapt.tower=layernorm", "adapt.llm=lora", "adapt.rank=4", "adapt.alpha=4"]
+    settings = {"overrides": overrides, "start": str(start)}
+    whole = run_here(toy, tmp_path, "whole", **settings)
+    run_here(toy, tmp_path, "cut", stop_after=3, **settings)
+    cut = run_here(toy, tmp_path, "cut", resume=True, **settings)
+    before, expected, found = stored(start.parent), stored(whole), stored(cut)
+    assert before.keys() == expected.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    changed = {name for name in before if not torch.equal(before[name], found[name])}
+    name = "llm.model.layers.0.self_attn.q_proj"
+    assert f"{name}.weight" in changed and f"{name}.bias" not in changed
+    assert not any(name.endswith("embed_tokens.weight") for name in changed)
+    with pytest.raises(ConfigError, match="adapters need a trained start"):
+        run_here(toy, tmp_path, "none", overrides=overrides)
 
 
 def test_only_the_newest_checkpoints_are_kept(toy, tmp_path: Path) -> None:

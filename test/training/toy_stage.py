@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvila_ros.training.data.encoding import encode
+from nvila_ros.training.data.encoding import Encoded, encode
 from nvila_ros.training.data.packing import PackedBatch, pack
 from nvila_ros.training.data.sample import Sample, Turn
 from nvila_ros.training.train import RunOptions, run_stage
@@ -85,6 +85,13 @@ class ToyBatches:
         return self
 
     def __next__(self) -> PackedBatch:
+        batch = pack(self.take())
+        if self.settings.get("poison") in batch.keys:
+            batch = dataclasses.replace(batch, pixels=torch.full(batch.pixels.shape, torch.nan))
+        return batch
+
+    def take(self) -> list[Encoded]:
+        """The samples of the next sequence."""
         number = self.number * self.count + self.rank
         if self.settings.get("die_at") == self.number:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -95,10 +102,7 @@ class ToyBatches:
             toy_sample(10 * number + place, not text_only and place != 2)
             for place in range(2 + number % 3)
         ]
-        batch = pack([encode(sample, self.tokenizer, self.config) for sample in samples])
-        if self.settings.get("poison") in batch.keys:
-            batch = dataclasses.replace(batch, pixels=torch.full(batch.pixels.shape, torch.nan))
-        return batch
+        return [encode(sample, self.tokenizer, self.config) for sample in samples]
 
     def state_dict(self) -> dict[str, Any]:
         return {"number": self.number}
@@ -107,31 +111,30 @@ class ToyBatches:
         self.number = state["number"]
 
 
-def join(batches: list[PackedBatch]) -> PackedBatch:
-    """Several packed sequences as one."""
-    starts = np.cumsum([0, *(len(batch) for batch in batches[:-1])]).tolist()
-    together = {
-        name: torch.cat([getattr(batch, name) for batch in batches])
-        for name in ("ids", "labels", "weights", "positions", "sample_ids", "pixels")
-    }
-    together |= {
-        name: tuple(entry for batch in batches for entry in getattr(batch, name))
-        for name in ("lengths", "media", "keys", "sources")
-    }
-    places = [batch.places + start for batch, start in zip(batches, starts, strict=True)]
-    return PackedBatch(**together, places=torch.cat(places))
+def let_deepspeed_use_the_cpu() -> None:
+    """Accelerate takes DeepSpeed's path only where it thinks that there is an accelerator."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def prepare_backend(self, *_: Any) -> tuple[str, DistributedType]:
+        return "gloo", DistributedType.MULTI_CPU
+
+    PartialState._prepare_backend = prepare_backend
 
 
 def run(settings: dict[str, Any]) -> None:
     """One stage as the settings say."""
     torch.set_num_threads(1)
+    has_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if has_deepspeed:
+        let_deepspeed_use_the_cpu()
     options = RunOptions(
         runs=Path(settings["runs"]),
         resume=settings.get("resume", False),
         start=Path(settings["start"]) if settings.get("start") else None,
         stop_after=settings.get("stop_after"),
         overrides=tuple(settings.get("overrides", ())),
-        use_cpu=True,
+        use_cpu=not has_deepspeed,
     )
 
     def open_batches(recipe, tokenizer, model, ranks) -> ToyBatches:

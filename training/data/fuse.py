@@ -28,7 +28,7 @@ def embed_batch(model: Nvila, batch: PackedBatch, *, touches_all: bool = True) -
         if not touches_all:
             return text.unsqueeze(0)
         side = model.config.vision.image_size
-        black = torch.full((1, 3, side, side), -1.0, device=text.device, dtype=model_dtype(model))
+        black = torch.full((1, 3, side, side), -1.0, device=text.device, dtype=text.dtype)
         return (text + 0.0 * model.encode_frames(black).sum().to(text.dtype)).unsqueeze(0)
     features = torch.cat([*batch_features(model, pixels, batch.tile_rows, batch.media)])  # (p, D)
     return text.index_copy(0, batch.places, features.to(text.dtype)).unsqueeze(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes of the embedded simulator to shards, one unit of seeds per shard, anywhere."""
+"""Apartments of the embedded simulator to shards, one unit of seeds per shard, on any machine."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.errors import SceneError
-from nvila_ros.training.data.episodes import EpisodeSettings, episode_samples
 from nvila_ros.training.data.shard_writing import write_index, write_shards
 from nvila_ros.training.data.stream import BrokenRow
 from nvila_ros.training.scale import ScaleSettings, Unit, run_units
+from nvila_ros.training.simulator_source import SimulatorOptions, scene_samples
 
 META_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateJob:
-    """Shards of episodes; sent to every process."""
+    """Shards of one training stage's samples; sent to every process."""
 
     seeds: tuple[int, ...]
     seeds_per_unit: int = 16
-    settings: EpisodeSettings = field(default_factory=EpisodeSettings)
+    options: SimulatorOptions = field(default_factory=lambda: SimulatorOptions(stage="navigation"))
     quality: int = 92
 
     def units(self) -> list[Unit]:
@@ -34,7 +34,7 @@ class GenerateJob:
         starts = range(0, len(self.seeds), self.seeds_per_unit)
         return [
             Unit(
-                f"episodes-{self.seeds[start]:09d}",
+                f"{self.options.stage}-{self.seeds[start]:09d}",
                 tuple(self.seeds[start : start + self.seeds_per_unit]),
             )
             for start in starts
@@ -51,23 +51,24 @@ class GenerateJob:
     def describe(self) -> dict[str, Any]:
         """See `Job`."""
         return {
-            "what": "episodes",
+            "what": "simulator",
             "seeds": [self.seeds[0], self.seeds[-1] + 1],
             "seeds_per_unit": self.seeds_per_unit,
             "quality": self.quality,
-            **dataclasses.asdict(self.settings),
+            **dataclasses.asdict(self.options),
         }
 
     def _generate(self, unit: Unit) -> dict[str, bytes]:
         """A shard and what it holds; seeds whose apartment has no route are listed."""
         skipped: list[BrokenRow] = []
+        source = f"simulator_{self.options.stage}"
 
         def samples() -> Any:
             for seed in unit.content:
                 try:
-                    yield from episode_samples(seed, self.settings)
+                    yield from scene_samples(seed, self.options, source)
                 except SceneError as error:
-                    skipped.append(BrokenRow(self.settings.source, "seeds", str(seed), str(error)))
+                    skipped.append(BrokenRow(source, "seeds", str(seed), str(error)))
 
         with tempfile.TemporaryDirectory() as folder:
             written = write_shards(
@@ -98,7 +99,7 @@ def generate(
     num_made = run_units(job, units, folder, scale, on_done)
     shards: dict[str, dict[str, int]] = {}
     skipped: list[str] = []
-    for meta_path in sorted(folder.glob(f".episodes-*{META_SUFFIX}")):
+    for meta_path in sorted(folder.glob(f".{job.options.stage}-*{META_SUFFIX}")):
         name = f"{meta_path.name[1:].removesuffix(META_SUFFIX)}.tar"
         if (folder / name).exists():
             meta = json.loads(meta_path.read_text())
@@ -108,7 +109,7 @@ def generate(
     return {
         "num_units": len(units),
         "num_made": num_made,
-        "num_episodes": sum(shard["records"] for shard in shards.values()),
+        "num_records": sum(shard["records"] for shard in shards.values()),
         "num_samples": sum(shard["samples"] for shard in shards.values()),
         "skipped_seeds": skipped,
     }

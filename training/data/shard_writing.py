@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nvila_ros.errors import DataError
-from nvila_ros.training.data.records import record_of
+from nvila_ros.training.data.records import Files, record_of
 from nvila_ros.training.data.sample import Sample
 from nvila_ros.training.data.stream import BrokenRow
 
@@ -67,12 +67,10 @@ def write_shards(
     shard = _Shard(folder, prefix, written)
     try:
         for group in _groups(samples, written.broken):
-            try:
-                files = record_of(group, quality=quality, clip_frames=clip_frames)
-            except DataError as error:
-                written.broken += [BrokenRow(s.source, "rows", s.key, str(error)) for s in group]
+            whole = _whole_record(group, written.broken, quality, clip_frames)
+            if whole is None:
                 continue
-            shard.add(files, len(group))
+            shard.add(*whole)
             if shard.num_samples >= max_samples or shard.num_bytes >= max_bytes:
                 shard.close()
         shard.close()
@@ -122,6 +120,20 @@ def _groups(
                 members = []
         if members:
             yield members
+
+
+def _whole_record(
+    group: list[Sample], broken: list[BrokenRow], quality: int, clip_frames: int
+) -> tuple[Files, int] | None:
+    """The group's record and how many samples it holds, less those that cannot be read."""
+    try:
+        return record_of(group, quality=quality, clip_frames=clip_frames), len(group)
+    except DataError as error:
+        if len(group) == 1:
+            broken.append(BrokenRow(group[0].source, "rows", group[0].key, str(error)))
+            return None
+    readable = [s for s in group if _whole_record([s], broken, quality, clip_frames)]
+    return _whole_record(readable, broken, quality, clip_frames) if readable else None
 
 
 class _Shard:

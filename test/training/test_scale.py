@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units of work: on processes here, and on two Ray nodes of which one dies in the middle."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nvila_ros.config import EvaluationConfig
+from nvila_ros.errors import ConfigError, DataError, NvilaError
+from nvila_ros.evaluation.pool import EvaluationJob, evaluate
+from nvila_ros.models import weights
+from nvila_ros.models.config import nano_config
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.training.data.generate import GenerateJob, generate
+from nvila_ros.training.data.mixture import SourceConfig, open_source
+from nvila_ros.training.data.sample import Sample, Turn
+from nvila_ros.training.data.shard_writing import write_shards
+from nvila_ros.training.data.stream import Part
+from nvila_ros.training.delta_loss import ScoreJob
+from nvila_ros.training.delta_loss_prune import read_scores
+from nvila_ros.training.delta_loss_report import score_units
+from nvila_ros.training.scale import ScaleSettings, Unit, run_units, write_atomically
+from nvila_ros.training.simulator_source import SimulatorOptions
+from nvila_ros.training.vocabulary import build_tokenizer
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Two files per unit; fails for the numbers that it is told to."""
+
+    bad: tuple[int, ...] = ()
+
+    def proof(self, unit: Unit) -> str:
+        return f"{unit.name}.txt"
+
+    def worker(self) -> Callable[[Unit], dict[str, bytes]]:
+        return self.square
+
+    def describe(self) -> dict[str, Any]:
+        return {"what": "squares"}
+
+    def square(self, unit: Unit) -> dict[str, bytes]:
+        if unit.content in self.bad:
+            raise DataError("this number is bad")
+        value = str(unit.content**2).encode()
+        return {f"{unit.name}.side": b"first", self.proof(unit): value}
+
+
+SMALL = SimulatorOptions(stage="navigation", side_px=32, max_decisions=8)
+UNITS = [Unit(f"u{number}", number) for number in range(6)]
+
+
+def test_every_unit_is_done_once_and_not_again(tmp_path: Path) -> None:
+    heard: list[tuple[str, bool]] = []
+    assert run_units(
+        Squares(), UNITS[:4], tmp_path, None, lambda u, old: heard.append((u.name, old))
+    )
+    done = run_units(Squares(), UNITS, tmp_path, None, lambda u, old: heard.append((u.name, old)))
+    assert done == 2
+    assert Counter(old for _, old in heard) == {False: 6, True: 4}
+    assert [(tmp_path / f"u{n}.txt").read_text() for n in range(6)] == [
+        "0",
+        "1",
+        "4",
+        "9",
+        "16",
+        "25",
+    ]
+
+
+def test_a_unit_whose_proof_is_missing_is_done_again(tmp_path: Path) -> None:
+    run_units(Squares(), UNITS, tmp_path)
+    (tmp_path / "u3.txt").unlink()
+    assert run_units(Squares(), UNITS, tmp_path) == 1
+
+
+def test_a_bad_unit_is_named_and_the_others_stay(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unit u4: this number is bad"):
+        run_units(Squares(bad=(4,)), UNITS, tmp_path)
+    assert not (tmp_path / "u4.txt").exists() and (tmp_path / "u3.txt").exists()
+    assert run_units(Squares(), UNITS, tmp_path) == 2
+
+
+def test_two_units_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names must differ"):
+        run_units(Squares(), [UNITS[0], UNITS[0]], tmp_path)
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomically(tmp_path / "a", b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nvila_ros.training.scale.os.fsync", full)
+    with pytest.raises(NvilaError, match="No space left on device"):
+        write_atomically(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.slow
+def test_processes_make_what_one_process_makes(tmp_path: Path) -> None:
+    job = GenerateJob(seeds=(100, 101, 102), seeds_per_unit=1, options=SMALL)
+    for name, workers in (("one", 1), ("two", 2)):
+        generate(job, tmp_path / name, ScaleSettings(num_workers=workers))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+class Cluster:
+    """Two Ray nodes of one core each on this machine; `kill` takes the second away at once."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster as LocalCluster
+
+        options = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+        self.cluster = LocalCluster(
+            initialize_head=True, head_node_args={**options, "include_dashboard": False}
+        )
+        self.second = self.cluster.add_node(**options)
+        ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        self.address = self.cluster.address
+
+    def kill(self) -> None:
+        self.cluster.remove_node(self.second, allow_graceful=False)
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("ray")
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+class KillsAfter:
+    """Hears of units; after the n-th one the second node dies."""
+
+    def __init__(self, cluster: Cluster, count: int) -> None:
+        self.cluster, self.count = cluster, count
+        self.names: list[str] = []
+
+    def __call__(self, unit: Unit, was_there: bool) -> None:
+        self.names.append(unit.name)
+        if len(self.names) == self.count:
+            self.cluster.kill()
+
+
+@pytest.mark.slow
+def test_generation_survives_a_node_that_dies(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = GenerateJob(seeds=tuple(range(100, 112)), seeds_per_unit=1, options=SMALL)
+    expected = generate(job, tmp_path / "one")
+    heard = KillsAfter(cluster, 3)
+    found = generate(job, tmp_path / "ray", ScaleSettings(ray=cluster.address), heard)
+    assert found == expected and len(set(heard.names)) == len(heard.names) == 12
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "ray")
+    assert "died" in caplog.text  # a unit was under way there
+    source = open_source(SourceConfig(name="a", path=str(tmp_path / "ray")))
+    keys = [item.key for item in source.open(Part(), 0, epochs=1)]  # type: ignore[union-attr]
+    assert len(keys) == len(set(keys)) == expected["num_samples"]
+
+
+@pytest.mark.slow
+def test_scoring_survives_a_node_that_dies(cluster: Cluster, tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    config = nano_config(tokenizer.vocab_size)
+    for name, seed in (("large", 1), ("small", 2)):
+        model = Nvila.from_scratch(config, seed=seed, std=0.1)
+        weights.save(tmp_path / name, model, tokenizer)
+    rng = np.random.default_rng(0)
+    rows = [
+        Sample(
+            key=str(number),
+            source="views",
+            kind="image",
+            frames=(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8),),
+            turns=(Turn(user="<image>\nWhere is it?", answer="It is ahead."),),
+        )
+        for number in range(60)
+    ]
+    write_shards(rows, tmp_path / "data", max_samples=5)
+    source = SourceConfig(name="views", path=str(tmp_path / "data"))
+    job = ScoreJob(sources=(source,), large=str(tmp_path / "large"), small=str(tmp_path / "small"))
+    units = score_units([source], 100)
+    heard = KillsAfter(cluster, 2)
+    run_units(job, units, tmp_path / "ray", ScaleSettings(ray=cluster.address), heard)
+    run_units(job, units, tmp_path / "one")
+    lines = [
+        json.loads(line)["key"]
+        for path in (tmp_path / "ray").glob("*.scores.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert sorted(lines, key=int) == [str(number) for number in range(60)]
+    one, ray = (
+        {score.key: score.delta_sum for score in read_scores(tmp_path / name).good}
+        for name in ("one", "ray")
+    )
+    assert ray.keys() == one.keys()
+    assert all(ray[key] == pytest.approx(one[key], abs=1e-4) for key in one)
+
+
+@pytest.mark.slow
+def test_closed_loop_evaluation_survives_a_node_that_dies(cluster: Cluster) -> None:
+    from nvila_ros.cli_scale import episode_evaluator
+
+    job = EvaluationJob(
+        seeds=tuple(range(900_000, 900_010)),
+        driver="oracle",
+        config=EvaluationConfig(max_decisions=60),
+    )
+    expected = evaluate(job, 1)
+    seen = []
+
+    def on_result(rollout: Any) -> None:
+        seen.append(rollout.metrics.seed)
+        if len(seen) == 2:
+            cluster.kill()
+
+    found = episode_evaluator(cluster.address, 0.0, None)(job, 1, on_result)
+    assert sorted(seen) == list(job.seeds)
+    assert [rollout.metrics for rollout in found] == [rollout.metrics for rollout in expected]
+    assert all(np.array_equal(a.poses, b.poses) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_a_failing_unit_ends_a_run_on_ray_with_its_reason(cluster: Cluster, tmp_path: Path) -> None:
+    job = ScoreJob(sources=(), large=str(tmp_path / "absent"), small=str(tmp_path / "absent"))
+    unit = Unit("u", ("views", Unit("inner", 0)))
+    with pytest.raises(NvilaError, match="absent"):
+        run_units(job, [unit], tmp_path / "out", ScaleSettings(ray=cluster.address))
+
+
+def test_an_address_without_a_cluster_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigError, match="ray start --head"):
+        run_units(Squares(), UNITS, tmp_path, ScaleSettings(ray="auto"))
