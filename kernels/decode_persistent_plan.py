@@ -58,6 +58,10 @@ class Sizes:
         heads = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         return (heads // 8, self.hidden // 4, self.intermediate // 4, self.hidden // 4)[phase]
 
+    def num_pairs(self, phase: int) -> int:
+        """Of outputs, as the linears of one launch each count them."""
+        return self.num_quads(phase) * (4 if phase in PAIRED else 2)
+
     def pair_step(self, phase: int) -> int:
         """Rows between the two outputs of a pair."""
         return {QKV: self.head_dim // 2, GATE_UP: self.intermediate}[phase]
@@ -67,6 +71,16 @@ class Sizes:
         """64-bit words through which blocks send values: q | k | v, mixed, hidden twice, inner."""
         heads = 2 * self.num_heads + 2 * self.num_kv_heads
         return (heads * self.head_dim + 2 * self.hidden + self.intermediate) // 4
+
+
+RELEASED = (  # the language models of NVILA-8B and NVILA-Lite-2B
+    Sizes(
+        hidden=3584, intermediate=18944, num_heads=28, num_kv_heads=4, head_dim=128, num_layers=28
+    ),
+    Sizes(
+        hidden=1536, intermediate=8960, num_heads=12, num_kv_heads=2, head_dim=128, num_layers=28
+    ),
+)
 
 
 @dataclass(frozen=True)

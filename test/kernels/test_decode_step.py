@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import decode_persistent, packing
-from nvila_ros.kernels.decode_plan import Device
+from nvila_ros.kernels import packing
 from nvila_ros.kernels.decode_step import DecodeStep, StepShape, StepWeights
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import LanguageConfig, QuantizationConfig
@@ -140,23 +139,3 @@ def test_a_captured_step_follows_its_twin(is_persistent: bool) -> None:
     for found, expected in ((step.keys, twin.keys), (step.values, twin.values)):
         difference = found[:, :, filled].cpu().float() - expected[:, :, filled]
         assert float(difference.norm() / expected[:, :, filled].norm()) < 5e-3
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(3584, 18944, 28, 4, 128), (1536, 8960, 12, 2, 128), (4096, 14336, 32, 8, 128)],
-    ids=["Qwen2-7B", "Qwen2-1.5B", "Llama-3-8B"],
-)
-def test_released_decoders_fit_one_launch_on_an_h100(shape: tuple[int, ...]) -> None:
-    names = ("hidden", "intermediate", "num_heads", "num_kv_heads", "head_dim")
-    sizes = decode_persistent.Sizes(**dict(zip(names, shape, strict=True)))
-    found = decode_persistent.plan(sizes, Device(132, 232448, 233472))
-    assert found is not None and found[1] < 232448
-    assert found[0]["STAGES"] >= 4
-
-
-def test_a_decoder_of_broken_units_is_left_to_the_kernels() -> None:
-    sizes = decode_persistent.Sizes(
-        hidden=896, intermediate=4864, num_heads=14, num_kv_heads=2, head_dim=64
-    )
-    assert decode_persistent.plan(sizes, Device(132, 232448, 233472)) is None

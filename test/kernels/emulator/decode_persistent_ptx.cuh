@@ -12,7 +12,7 @@ inline void put_words(u64 *place, std::vector<u64> words) {
 }
 inline void put_word(u64 *place, u64 word) { put_words(place, {word}); }
 inline u64 get_word(const u64 *place) {
-  emulator::yield();
+  emulator::poll();
   return *place;
 }
 inline void get_words(const u64 *place, u64 &first, u64 &second) {
@@ -21,7 +21,7 @@ inline void get_words(const u64 *place, u64 &first, u64 &second) {
 }
 inline void put_long_word(uint4 *place, u64 low, u64 high) { put_words(reinterpret_cast<u64 *>(place), {low, high}); }
 inline void get_long_word(const uint4 *place, u64 &low, u64 &high) {
-  emulator::yield();
+  emulator::poll();
   low = reinterpret_cast<const u64 *>(place)[0], high = reinterpret_cast<const u64 *>(place)[1];
 }
 
@@ -60,27 +60,20 @@ inline void expect_bytes(u32 address, int bytes) {
   emulator::complete(barrier);
 }
 
-// At once, or when somebody asks whether it has happened.
+// At once, or later.
 inline void later(u32 address, int bytes, std::function<void()> copy) {
-  auto done = [=] {
+  emulator::Barrier &barrier = barrier_at(address);
+  auto done = [=, &barrier] {
     copy();
-    emulator::Barrier &barrier = barrier_at(address);
     barrier.bytes -= bytes;
     emulator::complete(barrier);
   };
-  if (emulator::machine->chance(2)) return done();
-  emulator::block().bulk_copies.push_back(done);
+  if (!emulator::machine->has_slow_copies && emulator::machine->chance(2)) return done();
+  emulator::machine->copies.push_back(done);
 }
 inline bool has_bytes(u32 address, u32 parity) {
-  auto &copies = emulator::block().bulk_copies;
-  while (copies.size() && emulator::machine->chance(3)) {
-    const size_t pick = emulator::machine->random() % copies.size();
-    auto copy = copies[pick];
-    copies[pick] = copies.back();
-    copies.pop_back();
-    copy();
-  }
-  emulator::yield();
+  if (barrier_at(address).phase != parity) return true;
+  emulator::poll();
   return barrier_at(address).phase != parity;
 }
 

@@ -57,7 +57,6 @@ struct Block {
   Rendezvous meeting;
   std::vector<Warp> warps;
   std::map<u32, Barrier> barriers;
-  std::vector<std::function<void()>> bulk_copies;
 };
 
 struct Fiber {
@@ -71,8 +70,11 @@ struct Machine {
   std::mt19937 random;
   std::vector<Block> blocks;
   std::vector<Fiber> fibers;
-  std::vector<int> ready;
+  std::vector<int> ready, polling;  // who has work, and who may look whether there is some
   std::vector<std::pair<u64 *, std::vector<u64>>> stores;  // not seen by others yet
+  std::vector<std::function<void()>> copies;               // of the copy engines, not done yet
+  bool has_slow_stores, has_slow_copies;
+  int vain_rounds = 0;  // of polls, with nothing on its way
   std::unique_ptr<unsigned char, void (*)(void *)> stacks{nullptr, std::free};  // pages come when they are touched
   std::function<void()> code;
   ucontext_t host;
@@ -96,13 +98,46 @@ inline void show_store(size_t index) {
   stores.pop_back();
 }
 
+// Some of what is on its way arrives. False if nothing does. Where copies or stores are slow, they
+// arrive only when nobody can go on without.
+inline bool time_passes() {
+  Machine &m = *machine;
+  const bool is_needed = m.ready.empty() && m.vain_rounds;
+  const u32 one_in = 1 + m.random() % 3;
+  bool is_any = false;
+  if (is_needed || !m.has_slow_stores)
+    for (size_t i = m.stores.size(); i-- > 0;)
+      if (m.chance(one_in)) show_store(i), is_any = true;
+  if (is_needed || !m.has_slow_copies)
+    for (size_t i = m.copies.size(); i-- > 0;)
+      if (m.chance(one_in)) {
+        auto copy = m.copies[i];
+        m.copies[i] = m.copies.back();
+        m.copies.pop_back();
+        copy();
+        is_any = true;
+      }
+  return is_any;
+}
+
 // Gives the turn to any fiber that can run; the caller has put itself where it will be found again.
+// Who polls looks again when nobody else can run and something has arrived.
 inline void switch_away() {
   Machine &m = *machine;
-  while (m.stores.size() && m.chance(4)) show_store(m.random() % m.stores.size());
-  if (m.ready.empty()) {
-    m.failure = "every thread waits for another";
-    setcontext(&m.host);
+  if (m.ready.empty() || m.chance(4096)) {
+    const bool is_idle = m.ready.empty();
+    if (time_passes())
+      m.vain_rounds = 0;
+    else if (is_idle && ++m.vain_rounds > 30) {
+      m.failure = "every thread waits for another";
+      setcontext(&m.host);
+    }
+    m.ready.insert(m.ready.end(), m.polling.begin(), m.polling.end());
+    m.polling.clear();
+    if (m.ready.empty()) {
+      m.failure = "every thread waits at a barrier";
+      setcontext(&m.host);
+    }
   }
   const size_t pick = m.random() % m.ready.size();
   const int next = m.ready[pick], self = m.current;
@@ -114,6 +149,11 @@ inline void switch_away() {
 
 inline void yield() {
   machine->ready.push_back(machine->current);
+  switch_away();
+}
+
+inline void poll() {
+  machine->polling.push_back(machine->current);
   switch_away();
 }
 
@@ -157,6 +197,8 @@ inline const char *launch(int num_blocks, int num_threads, int shared_bytes, u32
   Machine m;
   machine = &m;
   m.random.seed(seed);
+  m.has_slow_stores = seed & 1u;
+  m.has_slow_copies = seed & 2u;
   m.code = std::move(code);
   m.blocks.resize(num_blocks);
   m.fibers.resize(size_t(num_blocks) * num_threads);
