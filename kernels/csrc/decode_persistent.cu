@@ -133,7 +133,7 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
   prepare(step);
   Ring ring(step);
 #pragma unroll 1
-  for (int i = 0; i < STAGES - 1; i++) ring.load(step);
+  for (int i = 0; i < STAGES - 1; i++) ring.load(step, i);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
@@ -141,11 +141,12 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
     Extras extras = ask_qkv(step, arguments.layers[index], Share(QKV));
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
-      if (phase == OUTPUT) attend(step, index, tag);
-      receive_phase(step, phase, index, tag);
-      multiply_units(step, ring, phase);
+      const Step now = {arguments, maps, step.shared + nothing(), step.position};
+      if (phase == OUTPUT) attend(now, index, tag);
+      receive_phase(now, phase, index, tag);
+      multiply_units(now, ring, phase);
       __syncthreads();
-      finish_phase(step, phase, index, extras, tag);
+      finish_phase(now, phase, index, extras, tag);
     }
   }
   let_next_kernel_start();

@@ -40,54 +40,57 @@ __device__ __forceinline__ void list_units(const Step &step) {
   __syncwarp();
 }
 
+// A warp's place in its list of units, and in its ring.
 struct Ring {
-  uint4 *list;                   // of units
-  u32 codes, scales, barriers;   // this warp's
-  int load_stage, layer, next, units;  // to be loaded; units of a layer
-  int use_stage, used;           // of the layer's units
+  int layer, next, units;  // to be loaded; units of a layer
+  int stage, used;         // to be multiplied; of the layer's units
   u32 parity;
 
   __device__ __forceinline__ explicit Ring(const Step &step) {
-    const u32 base = shared_address(step.shared), warp = threadIdx.x / WARP;
-    codes = base + warp * (STAGES * CODE_BYTES);
-    scales = base + SCALES_AT + warp * (STAGES * SCALE_BYTES);
-    barriers = base + BARRIERS_AT + warp * (STAGES * 8);
-    list = units_of_warp(step) + 1;
-    const uint4 counts = list[-1];
+    const uint4 counts = *units_of_warp(step);
     units = counts.x + counts.y + counts.z + counts.w;
-    load_stage = layer = next = use_stage = used = 0;
+    layer = next = stage = used = 0;
     parity = 0;
   }
 
-  // Asks for the warp's next unit, into the place that was freed last. After the last: nothing.
-  // Rows past the share come along and are not looked at, past the matrix: zeros.
-  __device__ __forceinline__ void load(const Step &step) {
+  static __device__ __forceinline__ u32 codes(u32 base) { return base + threadIdx.x / WARP * (STAGES * CODE_BYTES); }
+  static __device__ __forceinline__ u32 scales(u32 base) {
+    return base + SCALES_AT + threadIdx.x / WARP * (STAGES * SCALE_BYTES);
+  }
+  static __device__ __forceinline__ u32 barriers(u32 base) { return base + BARRIERS_AT + threadIdx.x / WARP * (STAGES * 8); }
+
+  // Asks for the warp's next unit. After the last: nothing. Rows past the share come along and are
+  // not looked at, past the matrix: zeros.
+  __device__ __forceinline__ void load(const Step &step, int to_stage) {
     if (next == units) next = 0, layer++;
     if (layer >= LAYERS || !units) return;
     if (threadIdx.x % WARP == 0) {
-      const uint4 unit = list[next];
+      const uint4 unit = units_of_warp(step)[1 + next];
       const int phase = unit.y >> 16, column = unit.y & 0xffffu, row = unit.x;
-      const u32 barrier = barriers + load_stage * 8, target = codes + load_stage * CODE_BYTES;
+      const u32 base = shared_address(step.shared), barrier = barriers(base) + to_stage * 8;
+      const u32 target = codes(base) + to_stage * CODE_BYTES;
       const Map *map = step.maps.codes + layer * NUM_PHASES + phase;
       const bool paired = is_paired(phase);
       expect_bytes(barrier, (paired ? TILE : HEIGHT) * (UNIT_INPUTS / 2) + SCALE_BYTES);
       copy_box(target, map, column, row, barrier);
       if (paired) copy_box(target + CODE_BYTES / 2, map, column, row + (phase == QKV ? HALF_DIM : INTERMEDIATE), barrier);
-      copy_bytes(scales + load_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z, SCALE_BYTES,
-                 barrier);
+      copy_bytes(scales(base) + to_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
+                 SCALE_BYTES, barrier);
     }
     next++;
-    if (++load_stage == STAGES) load_stage = 0;
   }
 
-  __device__ __forceinline__ void wait() const {
-    while (!has_bytes(barriers + use_stage * 8, parity)) {
+  // Into the place that was freed last: all others are full.
+  __device__ __forceinline__ void load(const Step &step) { load(step, stage ? stage - 1 : STAGES - 1); }
+
+  __device__ __forceinline__ void wait(u32 base) const {
+    while (!has_bytes(barriers(base) + stage * 8, parity)) {
     }
   }
 
   __device__ __forceinline__ void advance() {
     used++;
-    if (++use_stage == STAGES) use_stage = 0, parity ^= 1u;
+    if (++stage == STAGES) stage = 0, parity ^= 1u;
   }
 };
 
@@ -121,22 +124,23 @@ __device__ __forceinline__ float scaled(float sum, u32 scale_zero, float sum_x) 
 __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int phase) {
   const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, row = g / 2 + g % 2 * 4;
   const u32 base = shared_address(step.shared), x = base + X_AT + t * 16;
-  const u32 first_codes = ring.codes + row * 128 + (t ^ row) * 16;
-  const u32 row_scales = ring.scales + (row + t % 2 * 8) * 8;
+  const u32 first_codes = Ring::codes(base) + row * 128 + (t ^ row) * 16;
+  const u32 row_scales = Ring::scales(base) + (row + t % 2 * 8) * 8;
+  const uint4 *units = units_of_warp(step);
   float *sums = reinterpret_cast<float *>(step.shared + SUMS_AT) + row + t * 8;
   if (phase == QKV) ring.used = 0;
 #pragma unroll 1
-  for (int left = reinterpret_cast<const int *>(ring.list - 1)[phase]; left; left--) {
-    const uint4 unit = ring.list[ring.used];
-    const u32 column = unit.y & 0xffffu, place = first_codes + ring.use_stage * CODE_BYTES;
-    ring.wait();
+  for (int left = reinterpret_cast<const int *>(units)[phase]; left; left--) {
+    const uint4 unit = units[1 + ring.used];
+    const u32 column = unit.y & 0xffffu, place = first_codes + ring.stage * CODE_BYTES;
+    ring.wait(base);
     uint4 a[2], b[2];
 #pragma unroll
     for (int group = 0; group < 2; group++) {
       a[group] = load_shared16(place ^ group * 64);
       b[group] = load_shared16((place ^ group * 64) + 1024);
     }
-    const uint2 scales = load_shared8(row_scales + ring.use_stage * SCALE_BYTES);
+    const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
     ring.load(step);
     const uint2 sums_x = load_shared8(base + GROUP_SUMS_AT + column / 4);

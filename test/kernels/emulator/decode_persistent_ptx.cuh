@@ -25,6 +25,8 @@ inline void get_long_word(const uint4 *place, u64 &low, u64 &high) {
   low = reinterpret_cast<const u64 *>(place)[0], high = reinterpret_cast<const u64 *>(place)[1];
 }
 
+inline int nothing() { return 0; }
+
 inline u32 transposed(u32 v) {
   using namespace emulator;
   Operands &mine = lane();
