@@ -60,7 +60,8 @@ __device__ __forceinline__ void finish_qkv(const Step &step, const Layer &layer,
   if (head >= NUM_HEADS) {
     const bool is_key = head < NUM_HEADS + NUM_KV_HEADS;
     const int kv_head = head - NUM_HEADS - (is_key ? 0 : NUM_KV_HEADS);
-    __half *row = (is_key ? layer.keys : layer.values) + (size_t(kv_head) * step.from.cache_length + step.position) * HEAD_DIM;
+    __half *cache = is_key ? layer.keys : layer.values;
+    __half *row = cache + (size_t(kv_head) * step.from.cache_length + step.position) * HEAD_DIM;
     *reinterpret_cast<uint2 *>(row + column) = turned;
     *reinterpret_cast<uint2 *>(row + column + HALF_DIM) = other;
   }

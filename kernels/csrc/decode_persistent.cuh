@@ -114,7 +114,8 @@ constexpr int VALUE_BYTES = HEAD_DIM * 2 + 16;
 // ---- room in shared memory, from a multiple of 1024; the host counts the same (decode_persistent.py)
 
 constexpr int MOST_INPUTS = larger(INTERMEDIATE, NUM_HEADS *HEAD_DIM);
-constexpr int MOST_SUMS = larger(larger(sums_size(QKV), sums_size(OUTPUT)), larger(sums_size(GATE_UP), sums_size(DOWN)));
+constexpr int MOST_SUMS =
+    larger(larger(sums_size(QKV), sums_size(OUTPUT)), larger(sums_size(GATE_UP), sums_size(DOWN)));
 constexpr int SCALES_AT = NUM_WARPS * STAGES * CODE_BYTES;
 constexpr int BARRIERS_AT = SCALES_AT + NUM_WARPS * STAGES * SCALE_BYTES;
 constexpr int UNITS_AT = BARRIERS_AT + rounded_up(NUM_WARPS * STAGES * 8, 16);

@@ -63,7 +63,8 @@ __device__ __forceinline__ void ask_keys(const Step &step, int index) {
 // The newest key and value, from who made them; rows past them hold anything and become zeros, for
 // their weights of 0.
 __device__ __forceinline__ void take_newest(const Step &step, const Looks &part, int newest, u32 tag) {
-  const u64 *key = step.from.words + QUERY + (NUM_HEADS + part.kv_head) * HEAD_WORDS, *value = key + NUM_KV_HEADS * HEAD_WORDS;
+  const u64 *key = step.from.words + QUERY + (NUM_HEADS + part.kv_head) * HEAD_WORDS;
+  const u64 *value = key + NUM_KV_HEADS * HEAD_WORDS;
 #pragma unroll 1
   for (int i = threadIdx.x % WARP; i < HEAD_WORDS; i += WARP) {
     const uint2 key_word = look8(key + i), value_word = look8(value + i);
@@ -152,7 +153,8 @@ struct Running {
     }
     u32 weights[4];  // of keys 8 i + 2 t, + 1, of head g
 #pragma unroll
-    for (int i = 0; i < 4; i++) weights[i] = transposed(pack_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]));
+    for (int i = 0; i < 4; i++)
+      weights[i] = transposed(pack_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]));
     const u32 values = shared_address(part.value_tile) + (matrix / 2 * 8 + lane % 8) * VALUE_BYTES + matrix % 2 * 16;
 #pragma unroll
     for (int n = 0; n < SIXTEENS; n++) {
@@ -173,7 +175,8 @@ struct Running {
       const int head = first + 2 * t + i;
       if (head >= REPEATS) continue;
       const float share = 1.f / weight[i], whole = best[i] + log2f(weight[i]);
-      uint4 *found = step.from.found + (size_t(part.kv_head * REPEATS + head) * MAX_SPLITS + part.split) * HEAD_WORDS + g;
+      const size_t place = size_t(part.kv_head * REPEATS + head) * MAX_SPLITS + part.split;
+      uint4 *found = step.from.found + place * HEAD_WORDS + g;
 #pragma unroll
       for (int n = 0; n < SIXTEENS; n += 2)
         send_found(found + n * 4, pack_halves(sum[n][i] * share, sum[n][i + 2] * share),
@@ -262,8 +265,9 @@ __device__ __forceinline__ void attend(const Step &step, int index, u32 tag) {
   const Looks part(step);
   const int warp = threadIdx.x / WARP;
   if (!part.is_idle()) look_at_keys(step, part, index, tag);
-  if (warp >= LOOKING_WARPS)
+  if (warp < LOOKING_WARPS) return;
+  constexpr int ITEMS = NUM_HEADS * (HEAD_DIM / 32);
 #pragma unroll 1
-    for (int item = blockIdx.x + (warp - LOOKING_WARPS) * BLOCKS; item < NUM_HEADS * (HEAD_DIM / 32); item += ADDING_WARPS * BLOCKS)
-      add_splits(step, item, part.splits, tag);
+  for (int item = blockIdx.x + (warp - LOOKING_WARPS) * BLOCKS; item < ITEMS; item += ADDING_WARPS * BLOCKS)
+    add_splits(step, item, part.splits, tag);
 }

@@ -22,8 +22,8 @@ __device__ __forceinline__ int list_phase(uint4 *units, int listed, int scales_s
     const int unit = warp + i * NUM_WARPS, tile = unit / PIECES, piece = unit % PIECES;
     int row = share.first * 4 + tile * (is_paired(PHASE) ? 8 : HEIGHT);
     if (PHASE == QKV) row += row / HALF_DIM * HALF_DIM;  // pairs -> first halves of heads
-    units[listed + i] = make_uint4(row, piece * (UNIT_INPUTS / 8) | PHASE << 16,
-                                   scales_start + ((blockIdx.x * most_tiles(PHASE) + tile) * PIECES + piece) * SCALE_BYTES,
+    const int scales = ((blockIdx.x * most_tiles(PHASE) + tile) * PIECES + piece) * SCALE_BYTES;
+    units[listed + i] = make_uint4(row, piece * (UNIT_INPUTS / 8) | PHASE << 16, scales_start + scales,
                                    piece * sums_stride(PHASE) + tile * TILE);
   }
   return count;
@@ -57,7 +57,9 @@ struct Ring {
   static __device__ __forceinline__ u32 scales(u32 base) {
     return base + SCALES_AT + threadIdx.x / WARP * (STAGES * SCALE_BYTES);
   }
-  static __device__ __forceinline__ u32 barriers(u32 base) { return base + BARRIERS_AT + threadIdx.x / WARP * (STAGES * 8); }
+  static __device__ __forceinline__ u32 barriers(u32 base) {
+    return base + BARRIERS_AT + threadIdx.x / WARP * (STAGES * 8);
+  }
 
   // Asks for the warp's next unit. After the last: nothing. Rows past the share come along and are
   // not looked at, past the matrix: zeros.
@@ -73,7 +75,8 @@ struct Ring {
       const bool paired = is_paired(phase);
       expect_bytes(barrier, (paired ? TILE : HEIGHT) * (UNIT_INPUTS / 2) + SCALE_BYTES);
       copy_box(target, map, column, row, barrier);
-      if (paired) copy_box(target + CODE_BYTES / 2, map, column, row + (phase == QKV ? HALF_DIM : INTERMEDIATE), barrier);
+      if (paired)
+        copy_box(target + CODE_BYTES / 2, map, column, row + (phase == QKV ? HALF_DIM : INTERMEDIATE), barrier);
       copy_bytes(scales(base) + to_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
                  SCALE_BYTES, barrier);
     }
@@ -154,7 +157,9 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     // Every column of the products is the same: lane t = 0 finishes the first output, t = 1 the second.
     const float first = t ? sum[0][2] + other[0][2] : sum[0][0] + other[0][0];
     const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
-    if (t < 2) sums[unit.w] = scaled(first, scales.x, __uint_as_float(sums_x.x)) + scaled(second, scales.y, __uint_as_float(sums_x.y));
+    if (t < 2)
+      sums[unit.w] = scaled(first, scales.x, __uint_as_float(sums_x.x)) +
+                     scaled(second, scales.y, __uint_as_float(sums_x.y));
     ring.advance();
   }
 }

@@ -10,6 +10,10 @@ __device__ __forceinline__ float square_sum2(u32 v) {
   return f.x * f.x + f.y * f.y;
 }
 
+__device__ __forceinline__ float square_sum8(uint4 v) {
+  return square_sum2(v.x) + square_sum2(v.y) + square_sum2(v.z) + square_sum2(v.w);
+}
+
 __device__ __forceinline__ float sum2(u32 v) {
   const float2 f = unpack_halves(v);
   return f.x + f.y;
@@ -44,7 +48,8 @@ __device__ __forceinline__ float norm_factor(const Step &step, float squares) {
 // COUNT values, eight a thread at a time; embedding: null, or plain halves instead of words. Whole
 // warps have work or none: COUNT is a multiple of 256. Ends with a barrier.
 template <int COUNT, Kind KIND>
-__device__ __forceinline__ void receive(const Step &step, const u64 *words, const uint4 *embedding, const __half *norm, u32 tag) {
+__device__ __forceinline__ void receive(const Step &step, const u64 *words, const uint4 *embedding, const __half *norm,
+                                        u32 tag) {
   constexpr int EIGHTS = COUNT / 8, ROUNDS = (EIGHTS + THREADS - 1) / THREADS, AT_ONCE = ROUNDS < 6 ? ROUNDS : 6;
   static_assert(KIND != NORMED || ROUNDS == AT_ONCE, "a normed row stays in registers");
   unsigned char *x = step.shared + X_AT;
@@ -65,7 +70,7 @@ __device__ __forceinline__ void receive(const Step &step, const u64 *words, cons
       const int eight = base + i * THREADS;
       if (eight >= EIGHTS) continue;
       if (!embedding) v[i] = wait16(v[i], words + eight * 2, tag);
-      if (KIND == NORMED) squares += square_sum2(v[i].x) + square_sum2(v[i].y) + square_sum2(v[i].z) + square_sum2(v[i].w);
+      if (KIND == NORMED) squares += square_sum8(v[i]);
     }
     if (KIND == NORMED) factor = norm_factor(step, squares);
 #pragma unroll

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import packing
+from nvila_ros.kernels import decode, packing
 from nvila_ros.kernels.decode_step import DecodeStep, StepShape, StepWeights
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import LanguageConfig, QuantizationConfig
@@ -114,6 +114,25 @@ def test_the_twin_of_the_step_is_the_model() -> None:
     assert step.position.tolist() == [12] and step.token.tolist() == tokens[-1:]
     for found, expected in ((step.keys, cache.keys), (step.values, cache.values)):
         torch.testing.assert_close(found[:, :, :12], expected[:, 0, :, :12], rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("factor", "agrees"), [(1.0, True), (1.001, True), (1.2, False), (float("nan"), False)]
+)
+def test_one_launch_that_is_off_is_not_used(factor: float, agrees: bool) -> None:
+    step = make_step(make_model(), "cpu")
+
+    class Layers:
+        def launch(self, token: Tensor, place: Tensor, table: Tensor, *rest: object) -> None:
+            decode.embed(token, table, out=step._hidden)
+            for index, layer in enumerate(step.weights.layers):
+                step._launch_layer(index, layer)
+            step._hidden.mul_(factor)
+
+    assert step._agrees(Layers()) == agrees
+    assert not step.keys.any() and not step.values.any() and not step.history.any()
+    assert step.position.tolist() == [0]
 
 
 @pytest.mark.parametrize(
