@@ -158,3 +158,29 @@ def test_a_captured_step_follows_its_twin(is_persistent: bool) -> None:
     for found, expected in ((step.keys, twin.keys), (step.values, twin.values)):
         difference = found[:, :, filled].cpu().float() - expected[:, :, filled]
         assert float(difference.norm() / expected[:, :, filled].norm()) < 5e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_thousands_of_replays_say_the_same() -> None:
+    """Also while the number of layers ever run wraps, and while another stream is busy."""
+    step = make_step(make_model(), "cuda", is_persistent=True)
+    assert step._persistent is not None, "this GPU has no room for the one launch"
+    first = torch.tensor([7], device="cuda")
+    step.begin(first, 0)
+    step.launch()
+    step._persistent._epochs.sub_(12)  # an even number: words stay in step
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.launch()
+    other, square = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
+    texts = set()
+    for _ in range(40):
+        with torch.cuda.stream(other):
+            square = (square @ square).clamp_(-1, 1)
+        step.begin(first, 0)
+        for _ in range(PLACES - 1):
+            graph.replay()
+        texts.add(tuple(step.history.tolist()))
+    assert len(texts) == 1
