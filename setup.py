@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={
         PACKAGE: ["py.typed"],
+        f"{PACKAGE}.evaluation": ["templates/*"],
         f"{PACKAGE}.kernels": ["csrc/*"],
         f"{PACKAGE}.models": ["nano/*", "nano/*/*"],
         f"{PACKAGE}.sim": ["assets/*"],
@@ -28,12 +29,14 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
-        (f"share/{PACKAGE}/config", glob("config/*.yaml") + glob("config/*.xml")),
+        (f"share/{PACKAGE}/config", glob("config/*.*")),
+        (f"share/{PACKAGE}/config/sros2", glob("config/sros2/*")),
         # A wheel puts console scripts into bin/ only; ros2 run and launch look into lib/<package>/.
         (f"lib/{PACKAGE}", glob("libexec/*")),
     ],
     install_requires=[
         "av",
+        "jinja2",
         "matplotlib",
         "mujoco>=3.3",
         "numpy",
@@ -55,6 +58,8 @@ setup(
             "ros-jazzy-rclpy; platform_machine == 'x86_64'",
             "ros-jazzy-rmw-fastrtps-cpp; platform_machine == 'x86_64'",
         ],
+        # `nvila dashboard`: a page in the browser (70 MB).
+        "dashboard": ["nicegui>=3.18"],
         # Every stage of training; `make test` trains at toy size with these (60 MB).
         "train": ["accelerate", "peft", "tensorboard", "torchao", "webdataset"],
         # Fused losses need Triton, 1 GB where torch did not bring it: CUDA builds of torch do.
@@ -65,6 +70,10 @@ setup(
         "deepspeed": ["deepspeed"],
         # Episodes, scores and evaluations on many machines (250 MB).
         "scale": ["ray"],
+        # Drives the system's Chromium over the dashboard; slow tests only (165 MB).
+        "browser-test": ["playwright"],
+        # MCAP recordings where rosbag2 is missing: record, replay, train on them (30 MB).
+        "record": ["mcap", "mcap-ros2-support"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
@@ -73,6 +82,7 @@ setup(
             f"nvila = {PACKAGE}.cli:main",
             f"navigator_node = {PACKAGE}.nodes.navigator_node:main",
             f"simulator_node = {PACKAGE}.nodes.simulator_node:main",
+            f"habitat_node = {PACKAGE}.nodes.habitat_node:main",
         ],
     },
     zip_safe=False,

@@ -21,18 +21,22 @@ ARGUMENTS = (
         str(share_folder() / "config" / "navigator.yaml"),
         "Every parameter; the arguments below win over it where they are given",
     ),
+    ("autostart", "true", "Configure and activate at once; false waits for a lifecycle manager"),
+    ("use_respawn", "false", "Start the node again when it dies"),
     ("log_level", "info", "debug, info, warn or error"),
     ("image_topic", "image", "Camera image; with image_transport:=compressed, <topic>/compressed"),
     ("odom_topic", "odom", "nav_msgs/Odometry"),
     ("scan_topic", "scan", "sensor_msgs/LaserScan for the obstacle stop; may be silent"),
     ("cmd_vel_topic", "cmd_vel", "Where velocities go; cmd_vel_nav beside Nav2"),
     ("instruction_topic", "instruction", "std_msgs/String: where to go"),
+    ("emergency_stop_topic", "emergency_stop", "std_msgs/Bool: true stops until it is cleared"),
 )
 # These become parameters; empty leaves the file's value.
 PARAMETERS = (
     ("model_path", "", "Checkpoint folder; empty is the file's, by default the shipped model"),
     ("device", "", "Torch device of the model: cpu, cuda, auto"),
     ("backend", "", "kernels is the fast path of a CUDA GPU, torch the plain one, auto picks"),
+    ("executor", "", "primitives (our own on cmd_vel) or nav2 (its behaviour server)"),
     ("execute", "", "false decides and reports but never moves the robot"),
     ("image_transport", "", "raw or compressed"),
     ("enable_stamped_cmd_vel", "", "false for Twist instead of TwistStamped"),
@@ -48,8 +52,9 @@ def start(context: LaunchContext) -> list[Node]:
     parameters = {name: yaml.safe_load(given(name)) for name, _, _ in PARAMETERS if given(name)}
     if "model_path" in parameters:
         parameters["model_path"] = str(Path(given("model_path")).expanduser())
-    parameters["use_sim_time"] = yaml.safe_load(given("use_sim_time"))
-    topics = ("image", "odom", "scan", "cmd_vel", "instruction")
+    for name in ("use_sim_time", "autostart"):
+        parameters[name] = yaml.safe_load(given(name))
+    topics = ("image", "odom", "scan", "cmd_vel", "instruction", "emergency_stop")
     return [
         Node(
             package="nvila_ros",
@@ -60,6 +65,8 @@ def start(context: LaunchContext) -> list[Node]:
             remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
             arguments=["--ros-args", "--log-level", given("log_level")],
             additional_env=added_environment(os.environ),
+            respawn=yaml.safe_load(given("use_respawn")),
+            respawn_delay=2.0,
             output="screen",
             emulate_tty=True,
         )

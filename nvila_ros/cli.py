@@ -19,7 +19,16 @@ from typing import Annotated
 
 import typer
 
-from nvila_ros import __version__, cli_checkpoints, cli_data, cli_merge, cli_quantize, cli_train
+from nvila_ros import (
+    __version__,
+    cli_checkpoints,
+    cli_data,
+    cli_delta_loss,
+    cli_merge,
+    cli_quantize,
+    cli_train,
+    cli_vlnce,
+)
 from nvila_ros.cli_options import (
     EXIT_INPUT,
     EXIT_INTERRUPTED,
@@ -48,8 +57,10 @@ app = typer.Typer(
 app.add_typer(cli_checkpoints.app)  # their commands stand beside these
 app.add_typer(cli_quantize.app)
 app.add_typer(cli_merge.app)
+cli_data.app.add_typer(cli_delta_loss.app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_train.app)
+app.add_typer(cli_vlnce.app)
 
 
 class ControlName(str, enum.Enum):

@@ -48,3 +48,7 @@ class SystemLibraryError(NvilaError):
 
 class KernelError(NvilaError):
     """A GPU kernel cannot be compiled, loaded or launched; the message says what to install."""
+
+
+class ExportError(NvilaError):
+    """A network cannot be written in another engine's form, or an engine file cannot be used."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Fresh pages for every image cost 2 ms at 640x480: let malloc keep big blocks.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+# A robot that listens to the whole network is a risk; SUBNET opens it (Humble knows neither).
+_DISCOVERY_RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 _PROFILE_NAMES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 
 
@@ -30,9 +32,10 @@ def added_environment(base: Mapping[str, str]) -> dict[str, str]:
     """What a node's process needs beyond `base`; nothing that the user has set is replaced.
 
     The Fast DDS profile makes room for images and finds peers quickly: with the default one best
-    effort images above half a megabyte are lost and discovery takes up to three seconds.
+    effort images above half a megabyte are lost and discovery takes up to three seconds. Peers are
+    looked for on this machine alone.
     """
-    wanted = dict(_MALLOC)
+    wanted = {**_MALLOC, _DISCOVERY_RANGE: "LOCALHOST"}
     if not any(name in base for name in _PROFILE_NAMES):
         wanted.update(dict.fromkeys(_PROFILE_NAMES, str(share_folder() / "config" / "fastdds.xml")))
     return {name: value for name, value in wanted.items() if name not in base}

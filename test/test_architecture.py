@@ -43,9 +43,11 @@ ALLOWED = {
     "sim": {"errors"},
     "training": {"models", "kernels", "core", "sim"},
     "evaluation": {"models", "core", "sim"},
-    "cli": {"models", "core", "sim", "evaluation", "training", "nodes"},
+    "recording": {"models", "core", "training"},
+    "doctor": {"models", "core", "ros"},
+    "cli": {"models", "core", "sim", "evaluation", "training", "nodes", "recording", "doctor", "ros"},
     "ros": {"core"},
-    "nodes": {"core", "models", "sim", "ros", "evaluation"},
+    "nodes": {"core", "models", "sim", "ros", "evaluation", "recording"},
 }
 
 

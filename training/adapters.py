@@ -67,36 +67,44 @@ class AdaptConfig:
         return (self.tower, self.projector, self.llm) != ("full", "full", "full")
 
 
-def adapt(model: Nvila, config: AdaptConfig) -> Nvila:
-    """Freezes, quantizes and injects as the recipe says, in place, on the model's device.
+def adapt(
+    model: Nvila,
+    config: AdaptConfig,
+    *,
+    device: torch.device | None = None,
+    frozen_dtype: torch.dtype | None = None,
+) -> Nvila:
+    """Freezes, quantizes and injects as the recipe says, in place; returns the model.
 
     What learns becomes float32 where any part is adapted (run it under autocast on a GPU): steps of
-    an adapter are often smaller than half precision resolves. Returns the model.
+    an adapter are often smaller than half precision resolves. With a `device` the model goes
+    there, linear by linear where NF4 is wanted: the device never holds them unpacked. What is
+    frozen is kept in `frozen_dtype`; an 8B decoder fits 24 GB only in half precision.
     """
     if not config.is_partial:
-        return model
+        return model if device is None else model.to(device)
+    device = model.device if device is None else device
     if model.config.language.quantization or model.config.vision.quantization:
         raise ConfigError(
             "this checkpoint is quantized; fine-tuning starts from float weights (llm: qlora "
             "quantizes them itself)"
         )
     if config.llm == "qlora":
-        quantize_nf4(model)
-    for part, choice in (
-        ("vision_tower", config.tower),
-        ("mm_projector", config.projector),
-        ("llm", config.llm),
-    ):
-        module = model.get_submodule(part)
-        module.requires_grad_(choice == "full")
-        if choice in ("lora", "qlora"):
-            _inject(module, config, target_names(model, part))
+        quantize_nf4(model, device)
+    choices = {"vision_tower": config.tower, "mm_projector": config.projector, "llm": config.llm}
+    for part, choice in choices.items():
+        model.get_submodule(part).requires_grad_(choice == "full")
     if config.tower == "layernorm":
         for norm in running_norms(model):
             norm.requires_grad_(True)
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+        dtype = torch.float32 if parameter.requires_grad else frozen_dtype
+        if dtype is not None and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.to(device)
+    for part, choice in choices.items():
+        if choice in ("lora", "qlora"):
+            _inject(model.get_submodule(part), config, target_names(model, part))
     return model
 
 
@@ -125,8 +133,8 @@ def running_norms(model: Nvila) -> Iterator[nn.Module]:
         yield layer.get_submodule("layer_norm2")
 
 
-def quantize_nf4(model: Nvila) -> None:
-    """Holds the decoder's linears in NF4 (bitsandbytes), in place; the head stays float."""
+def quantize_nf4(model: Nvila, device: torch.device) -> None:
+    """Holds the decoder's linears in NF4 (bitsandbytes) on a device, in place; the head stays."""
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError as error:
@@ -134,7 +142,7 @@ def quantize_nf4(model: Nvila) -> None:
             f"llm: qlora needs bitsandbytes ({error}); install the extra 'qlora' "
             "(pip install 'nvila_ros[qlora]') or choose llm: lora"
         ) from error
-    computed = torch.float32 if model.device.type == "cpu" else torch.bfloat16
+    computed = torch.float32 if device.type == "cpu" else torch.bfloat16
     for name in target_names(model, "llm"):
         parent, _, child = name.rpartition(".")
         dense = model.llm.get_submodule(name)
@@ -147,9 +155,12 @@ def quantize_nf4(model: Nvila) -> None:
                 quant_type="nf4",
             )
         weight = Params4bit(
-            dense.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            dense.weight.data.to(computed),
+            requires_grad=False,
+            quant_type="nf4",
+            compress_statistics=True,
         )
-        packed.weight = weight.to(model.device)
+        packed.weight = weight.to(device)
         packed.weight.module = packed
         packed.quant_state = packed.weight.quant_state
         packed.bias = dense.bias
@@ -173,6 +184,8 @@ def _inject(module: nn.Module, config: AdaptConfig, names: list[str]) -> None:
     inject_adapter_in_model(lora, module, ADAPTER_NAME)
     for part in module.modules():
         if hasattr(part, "lora_A"):
+            for name in ("lora_A", "lora_B"):  # peft gives them the dtype of what they go around
+                part.get_submodule(name).float()
             part.cast_input_dtype_enabled = False  # type: ignore[assignment]  # autocast does it
 
 

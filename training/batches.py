@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nvila_ros.training.mirror import MIRRORED_ACTIONS, WordSwap, mirror_patches, mirror_targets
 from nvila_ros.training.recipe import NanoRecipe
-from nvila_ros.training.replay import NUM_FRAMES, EpisodeRecord, Replay, ViewRecord
+from nvila_ros.training.replay import EpisodeRecord, Replay, ViewRecord
 from nvila_ros.training.sequences import SequenceBuilder
 
 LIGHT_STRENGTH = 0.15  # of the random brightness, contrast and colour balance per frame
@@ -96,7 +96,7 @@ class BatchMaker:
         total, ring = recipe.num_decisions, self.replay.ring
         slots = np.zeros(recipe.num_frames, np.int64)
         mirrored = np.zeros(recipe.num_frames, bool)
-        shown = np.zeros((total, NUM_FRAMES), np.int64)
+        shown = np.zeros((total, sequences.config.num_video_frames), np.int64)
         ids = np.full((total, sequences.prompt_length), sequences.pad_id, np.int64)
         lengths = np.full(total, sequences.min_length, np.int64)
         costs, geometry = np.zeros((total, 10), np.float32), np.zeros((total, 3), np.float32)

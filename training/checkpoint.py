@@ -12,6 +12,7 @@ from torch import nn
 
 from nvila_ros.errors import CheckpointError
 
+NETWORK_FILE = "network.json"  # what differs from the small network
 MAX_FILE_BYTES = 15 * 2**20
 
 

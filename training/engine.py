@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,18 +48,26 @@ class Engine:
     """One stage on this rank."""
 
     def __init__(
-        self, recipe: StageRecipe, model: Nvila, batches: Batches, ranks: Ranks, folder: Path
+        self,
+        recipe: StageRecipe,
+        model: Nvila,
+        batches: Batches,
+        ranks: Ranks,
+        folder: Path,
+        time_ids: Sequence[int] = (),
     ) -> None:
-        """`model` is a network in float32 on the CPU."""
+        """`model` is a network in float32 on the CPU, `time_ids` its time tokens in order."""
         self.recipe, self.model, self.ranks, self.folder = recipe, model, ranks, folder
         self.batches = batches
         self.step = self.samples = 0
         if recipe.precision.optimizer_states == "float8":
             model.to(torch.bfloat16)
-        if ranks.kind != "fsdp":
-            model.to(ranks.device)  # float8 and 4-bit linears are what the device can compute
         torch.manual_seed(recipe.engine.seed)
-        adapt(model, recipe.adapt)
+        if ranks.kind == "fsdp":  # shards on its own, and wants one dtype in a layer
+            adapt(model, recipe.adapt)
+        else:  # float8 and 4-bit linears are what the device can compute
+            dtype = recipe.precision.dtype
+            adapt(model, recipe.adapt, device=ranks.device, frozen_dtype=dtype)
         freeze(model, recipe)
         to_float8(model, recipe.precision)
         compiles = recipe.engine.compile_layers
@@ -74,7 +82,8 @@ class Engine:
             betas=(schedule.beta1, schedule.beta2),
             eps=schedule.epsilon,
         )
-        learner = Learner(model, recipe.loss, recipe.precision.dtype)
+        smoothing = (time_ids, recipe.time_std) if recipe.time_std is not None else ()
+        learner = Learner(model, recipe.loss, recipe.precision.dtype, *smoothing)
         torch.manual_seed(recipe.engine.seed + 1 + ranks.rank)  # dropout differs between ranks
         self.learner, self.optimizer = ranks.accelerator.prepare(learner, optimizer)
         self.learner.train()
@@ -171,7 +180,8 @@ class Engine:
 
     def _totals(self, micro: list[PackedBatch]) -> dict[str, float]:
         """What the step holds over all ranks."""
-        learns = self.recipe.learn.parts
+        adapts = self.recipe.adapted_parts
+        learns = [part for part in self.recipe.learn.parts if part not in adapts]
         counts = {
             "weight": sum(float(batch.weights.double().sum()) for batch in micro),
             "samples": float(sum(len(batch.lengths) for batch in micro)),
@@ -179,7 +189,12 @@ class Engine:
             "targets": float(sum(batch.num_targets for batch in micro)),
             "flops": sum(
                 batch_flops(
-                    self.model.config, batch.lengths, len(batch.pixels), batch.num_targets, learns
+                    self.model.config,
+                    batch.lengths,
+                    len(batch.pixels),
+                    batch.num_targets,
+                    learns,
+                    adapts,
                 )
                 for batch in micro
             ),

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 
 from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.checkpoint import load_run
-from nvila_ros.training.vocabulary import build_sequences
+from nvila_ros.training.checkpoint import NETWORK_FILE, load_run
+from nvila_ros.training.vocabulary import NetworkShape, build_sequences
 
 
 def main() -> None:
@@ -20,7 +21,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    sequences = build_sequences()
+    changes = arguments.run / NETWORK_FILE
+    shape = json.loads(changes.read_text()) if changes.is_file() else {}
+    sequences = build_sequences(NetworkShape(**shape))
     model = Nvila.from_scratch(sequences.config)
     load_run(arguments.run, model)
     weights.save(arguments.folder, model, sequences.tokenizer, dtype=torch.float16)

@@ -26,9 +26,10 @@ from nvila_ros.sim.renderer import Renderer
 from nvila_ros.sim.scene import Scene
 from nvila_ros.sim.world import World
 from nvila_ros.training.questions import ask_about_view
-from nvila_ros.training.replay import NUM_FRAMES, history_indices
+from nvila_ros.training.replay import history_indices
 from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.view_labels import LandmarkTable
+from nvila_ros.training.vocabulary import NetworkShape
 
 STOP = 0
 SUCCESS_RADIUS_M = 1.0
@@ -53,6 +54,7 @@ class FleetSettings:
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
     lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
     min_share: float = 0.003  # of the picture for an object to count as seen
+    network: NetworkShape = field(default_factory=NetworkShape)
 
 
 @dataclass
@@ -160,6 +162,7 @@ class Fleet:
         distance = np.minimum(self.planner.distance_m(poses, goals), 50.0)
         for robot in robots:
             self.arc_m[robot] = self.paths[robot].advance(self.poses[robot], self.arc_m[robot])
+        num_shown = self.sequences.config.num_video_frames
         labels = DecisionLabels(
             robots=robots,
             first_frame=self.num_sent[robots].copy(),
@@ -167,9 +170,7 @@ class Fleet:
             costs=costs,
             targets=np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1).astype(np.float32),
             clause=np.array([self.paths[r].clause(self.arc_m[r]) for r in robots], np.int64),
-            shown=np.stack([history_indices(n) for n in self.num_frames[robots]])
-            if len(robots)
-            else np.zeros((0, NUM_FRAMES), np.int64),
+            shown=np.array([history_indices(n, num_shown) for n in self.num_frames[robots]]),
             allowed=self._allowed(robots),
             views=self._views(robots, costs),
         )

@@ -76,7 +76,7 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
     from nvila_ros.training.fleet import ORACLE, Fleet
     from nvila_ros.training.vocabulary import build_sequences
 
-    sequences = build_sequences()
+    sequences = build_sequences(settings.network)
     memory = SharedMemory(name=memory_name)
     frames = np.ndarray(_buffer_shape(settings), np.uint8, memory.buf)
     try:

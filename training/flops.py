@@ -39,14 +39,16 @@ def batch_flops(
     num_tiles: int,
     num_targets: int,
     learns: Collection[str],
+    adapts: Collection[str] = (),
 ) -> float:
     """Operations of a forward and backward pass over one packed sequence.
 
     `segments` are lengths of samples, `num_tiles` pass the tower, `num_targets` rows reach the
-    head, `learns` names the parts that learn.
+    head. `learns` names the parts whose weights learn, `adapts` those in which only adapters or
+    norms do: gradients pass through these, their weights get none.
     """
     vision, language = config.vision, config.language
-    passes = _passes(learns)
+    passes = _passes(learns, adapts)
     patches = vision.grid_side**2
     width, inner = vision.hidden_size, vision.intermediate_size
     layer = 2 * patches * (4 * width * width + 2 * width * inner) + 4 * patches * patches * width
@@ -68,13 +70,16 @@ def batch_flops(
     )
 
 
-def _passes(learns: Collection[str]) -> dict[str, float]:
-    """Times the forward pass's arithmetic, per part: 1 forward, 1 for inputs, 1 for weights."""
-    order = ("vision_tower", "mm_projector", "llm")
-    passes = {}
-    for place, part in enumerate(order):
-        needs_inputs = any(before in learns for before in order[:place])
-        passes[part] = 1.0 + float(needs_inputs) + float(part in learns)
+def _passes(learns: Collection[str], adapts: Collection[str]) -> dict[str, float]:
+    """Times the forward pass's arithmetic, per part: 1 forward, 1 for inputs, 1 for weights.
+
+    From the first part on in which anything learns, gradients by inputs are needed everywhere: in
+    a learning stack they reach the earlier layers. (Its very first layer's are not; they count.)
+    """
+    passes, is_reached = {}, False
+    for part in ("vision_tower", "mm_projector", "llm"):
+        is_reached = is_reached or part in learns or part in adapts
+        passes[part] = 1.0 + float(is_reached) + float(part in learns)
     return passes
 
 

@@ -14,6 +14,7 @@ bit-identical. On CUDA one Triton kernel does a parameter; elsewhere, as the ker
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,8 +34,8 @@ CHUNK_BLOCKS = 1 << 16  # the twin works on this many blocks at a time
 class Float8AdamW(torch.optim.Optimizer):
     """AdamW with block-scaled float8 moments; parameters are float32 or bfloat16.
 
-    With FSDP2 each rank keeps plain moments of its own shard: checkpoints resume on as many ranks
-    as they were written on.
+    With FSDP2 each rank keeps the moments of its own shard, and they are sharded tensors too:
+    blocks begin anew on every rank, so checkpoints resume on as many ranks as wrote them.
     """
 
     def __init__(
@@ -76,13 +77,16 @@ class Float8AdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = 0
-            state |= new_moments(weight)
+            state |= new_moments(parameter.detach())
         state["step"] += 1
+        if not weight.numel():
+            return  # a small parameter on many ranks
         update = _update_plain
         if "first_scale" in state:
             update = _kernel_for(weight) or update_blocks
+        moments = {key: _local(value) for key, value in state.items() if key != "step"}
         factors = step_factors(group, state["step"])
-        update(weight, gradient.contiguous(), state, factors, random_seed(state["step"], number))
+        update(weight, gradient.contiguous(), moments, factors, random_seed(state["step"], number))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimizer's, but codes stay float8: torch would give them the weight's dtype."""
@@ -100,18 +104,22 @@ class Float8AdamW(torch.optim.Optimizer):
 
 
 def new_moments(weight: Tensor) -> dict[str, Tensor]:
-    """Zero moments: float8 codes (blocks, 256) with scales (blocks,), or float32 where small."""
-    if weight.numel() < MIN_NUMEL:
+    """Zero moments: float8 codes (blocks, 256) with scales (blocks,), or float32 where small.
+
+    Of a sharded weight they are sharded: every rank has as many blocks as the fullest one needs.
+    """
+    numel = _fullest_share(weight)
+    if numel < MIN_NUMEL:
         zeros = torch.zeros_like(weight, dtype=torch.float32)
         return {"first": zeros, "root": zeros.clone()}
-    blocks = -(-weight.numel() // BLOCK)
-    codes = torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=weight.device).view(FLOAT8)
-    scales = torch.zeros(blocks, dtype=torch.float32, device=weight.device)
+    blocks, device = -(-numel // BLOCK), _local(weight).device
+    codes = torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=device).view(FLOAT8)
+    scales = torch.zeros(blocks, dtype=torch.float32, device=device)
     return {
-        "first": codes,
-        "first_scale": scales,
-        "root": codes.clone(),
-        "root_scale": scales.clone(),
+        "first": _sharded_like(weight, codes),
+        "first_scale": _sharded_like(weight, scales),
+        "root": _sharded_like(weight, codes.clone()),
+        "root_scale": _sharded_like(weight, scales.clone()),
     }
 
 
@@ -168,13 +176,13 @@ def quantize(values: Tensor, keeps_tiny: bool) -> tuple[Tensor, Tensor]:
 def update_blocks(
     weight: Tensor,
     gradient: Tensor,
-    state: dict[str, Any],
+    state: dict[str, Tensor],
     factors: tuple[float, ...],
     seed: int,
 ) -> None:
     """The twin of the kernel, in place, a stretch of blocks at a time."""
     flat, flat_gradient = weight.view(-1), gradient.view(-1)
-    blocks = len(state["first_scale"])
+    blocks = -(-flat.numel() // BLOCK)
     for begin in range(0, blocks, CHUNK_BLOCKS):
         part = slice(begin, min(blocks, begin + CHUNK_BLOCKS))
         places = slice(begin * BLOCK, min(flat.numel(), part.stop * BLOCK))
@@ -198,7 +206,7 @@ def update_blocks(
 def _update_plain(
     weight: Tensor,
     gradient: Tensor,
-    state: dict[str, Any],
+    state: dict[str, Tensor],
     factors: tuple[float, ...],
     seed: int,
 ) -> None:
@@ -240,3 +248,30 @@ def _kernel_for(weight: Tensor) -> Callable | None:
 def _local(tensor: Tensor) -> Tensor:
     """What this rank holds of a sharded tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _fullest_share(tensor: Tensor) -> int:
+    """Numbers that the rank with the most of a sharded tensor holds."""
+    shape = list(tensor.shape)
+    for placement, count in zip(*_sharding(tensor), strict=True):
+        if placement.is_shard():
+            shape[placement.dim] = -(-shape[placement.dim] // count)
+    return math.prod(shape)
+
+
+def _sharded_like(weight: Any, local: Tensor) -> Tensor:
+    """What this rank holds of a tensor that is spread over the ranks as the weight is."""
+    placements, _ = _sharding(weight)
+    if not placements:
+        return local
+    from torch.distributed.tensor import DTensor, Shard
+
+    spread = [Shard(0) if placement.is_shard() else placement for placement in placements]
+    return DTensor.from_local(local, weight.device_mesh, spread, run_check=False)
+
+
+def _sharding(tensor: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """Placements and the number of ranks of each dimension of the mesh; empty if not sharded."""
+    if not hasattr(tensor, "to_local"):
+        return (), ()
+    return tuple(tensor.placements), tuple(tensor.device_mesh.shape)

@@ -7,8 +7,6 @@ AdamW with float32 moments and weights moves 28.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -83,13 +81,13 @@ def _adamw(
 def update_blocks(
     weight: Tensor,
     gradient: Tensor,
-    state: dict[str, Any],
+    state: dict[str, Tensor],
     factors: tuple[float, ...],
     seed: int,
 ) -> None:
     """One AdamW step of a contiguous parameter, in place; see `fp8_adamw.update_blocks`."""
     assert weight.is_contiguous(), "a parameter is updated where it lies"
-    num_blocks = len(state["first_scale"])
+    num_blocks = triton.cdiv(weight.numel(), 256)
     _adamw[(triton.cdiv(num_blocks, ROWS),)](
         weight,
         gradient,

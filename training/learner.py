@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,27 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.data.attention import SampleAttention
 from nvila_ros.training.data.fuse import embed_batch
 from nvila_ros.training.data.packing import PackedBatch
-from nvila_ros.training.fused_loss import LossConfig, linear_cross_entropy
+from nvila_ros.training.fused_loss import IGNORED, LossConfig, linear_cross_entropy
 from nvila_ros.training.stage_recipe import PARTS, StageRecipe
+from nvila_ros.training.time_tokens import time_loss
 
 
 class Learner(nn.Module):
     """One call is one forward pass with its loss: sharded parameters are whole inside it."""
 
-    def __init__(self, model: Nvila, loss: LossConfig, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Nvila,
+        loss: LossConfig,
+        dtype: torch.dtype,
+        time_ids: Sequence[int] = (),
+        time_std: float = 1.0,
+    ) -> None:
+        """`time_ids` are the time tokens in order, if their targets are to be smoothed."""
         super().__init__()
         self.model = model
-        self.loss, self.dtype = loss, dtype
+        self.loss, self.dtype, self.time_std = loss, dtype, time_std
+        self.time_ids = tuple(time_ids)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """The sum over learned tokens of weight * cross entropy, a float32 scalar.
@@ -36,9 +47,18 @@ class Learner(nn.Module):
         attention = SampleAttention(batch.segments, embeds.device, dtype=self.dtype)
         hidden = model(embeds, batch.positions, None, attention)[0]  # (L, D)
         head = model.llm.model.embed_tokens if model.llm.lm_head is None else model.llm.lm_head
-        return linear_cross_entropy(
-            hidden, head.weight, batch.targets, batch.target_weights, self.loss
-        )
+        weight, labels, weights = head.weight, batch.targets, batch.target_weights
+        if not self.time_ids:
+            return linear_cross_entropy(hidden, weight, labels, weights, self.loss)
+        time_ids = torch.tensor(self.time_ids, device=labels.device)
+        is_time = torch.isin(labels, time_ids)
+        plain = labels.masked_fill(is_time, IGNORED)
+        total = linear_cross_entropy(hidden, weight, plain, weights, self.loss)
+        rows = is_time.nonzero().squeeze(-1)
+        if not len(rows):
+            return total
+        times = (hidden[rows], weight, labels[rows], weights[rows])
+        return total + time_loss(*times, time_ids, self.time_std)
 
 
 def freeze(model: Nvila, recipe: StageRecipe) -> None:

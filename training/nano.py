@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.batches import Batch, BatchMaker
-from nvila_ros.training.checkpoint import save_run
+from nvila_ros.training.checkpoint import NETWORK_FILE, save_run
 from nvila_ros.training.collector import Collector
 from nvila_ros.training.fleet import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.fleet_pool import FleetPool
@@ -64,6 +64,7 @@ class NanoTrainer:
             num_rounds=recipe.num_rounds,
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
+            network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage
         self.micro_batch = Captured(self._micro_batch, captured)
@@ -231,3 +232,4 @@ class NanoTrainer:
     def save(self) -> None:
         """Writes the weights under the run's folder, the last good one replaced atomically."""
         save_run(self.out, self.model, self.heads, self.optimizers)
+        (self.out / NETWORK_FILE).write_text(json.dumps(asdict(self.recipe.network)) + "\n")

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.training.vocabulary import NetworkShape
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class NanoRecipe:
     stages: tuple[Stage, ...]
     max_steps: int | None = None  # ends the run earlier than its minutes
     seed: int = 1
+    network: NetworkShape = field(default_factory=NetworkShape)
     start_from: str | None = None  # an earlier run's folder, or a released checkpoint's
     start_heads: str | None = None  # a run's folder whose training heads go with start_from
     num_workers: int = 14  # processes that drive and render
@@ -64,11 +67,19 @@ class NanoRecipe:
         return self.stages[-1]
 
 
-def load_recipe(path: str | Path) -> NanoRecipe:
-    """Reads a recipe; an unknown key or shares that do not add up are errors."""
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> NanoRecipe:
+    """Reads a recipe; an unknown key or shares that do not add up are errors.
+
+    `changes` are 'key=value' with the value in YAML: 'network={num_video_frames: 4}'.
+    """
     from nvila_ros.config import load  # the same strictness as the node's parameters
 
     mapping = yaml.safe_load(Path(path).read_text())
+    for change in changes:
+        key, separator, value = change.partition("=")
+        if not separator:
+            raise ConfigError(f"got {change!r}, expected key=value, for example minutes=4")
+        mapping[key.strip()] = yaml.safe_load(value)
     stages = tuple(load(Stage, stage) for stage in mapping.pop("stages", []))
     if not stages:
         raise ConfigError(f"{path} lists no stages; give at least one with a name and a share")

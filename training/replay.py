@@ -15,20 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-NUM_FRAMES = 8
 BLACK_SLOT = 0
 
 
-def history_indices(num_frames: int) -> np.ndarray:
-    """(8,) frame indices a decision shows after `num_frames` frames; -1 is a black frame.
+def history_indices(num_frames: int, num_shown: int = 8) -> np.ndarray:
+    """(num_shown,) frame indices a decision shows after `num_frames` frames; -1 is a black frame.
 
-    NaVILA's rule: black frames in front until there are eight, then seven uniform over everything
-    before the current one, the first always kept, and the current one last (NaVILA,
+    NaVILA's rule: black frames in front until there are enough, then all but one uniform over
+    everything before the current one, the first always kept, and the current one last (NaVILA,
     `sample_and_pad_images`).
     """
-    padding = max(0, NUM_FRAMES - num_frames)
+    padding = max(0, num_shown - num_frames)
     indices = np.concatenate([np.full(padding, -1), np.arange(num_frames)])
-    chosen = np.linspace(0, len(indices) - 1, num=NUM_FRAMES - 1, endpoint=False, dtype=int)
+    chosen = np.linspace(0, len(indices) - 1, num=num_shown - 1, endpoint=False, dtype=int)
     return np.append(indices[chosen], indices[-1])
 
 
@@ -77,7 +76,7 @@ class EpisodeRecord:
     prompt_ids: np.ndarray  # (L,) int16 expanded ids of the whole prompt, padded
     prompt_length: int  # of them before the answer begins
     tickets: np.ndarray  # (D,) sorted distinct tickets of all frames shown, without the black one
-    shown: np.ndarray  # (K, 8) rows of `tickets`, -1 for the black frame
+    shown: np.ndarray  # (K, frames shown) rows of `tickets`, -1 for the black frame
     costs: np.ndarray  # (K, 10) float32
     targets: np.ndarray  # (K, 3) float32
     clause: np.ndarray  # (K,) int64
@@ -92,7 +91,7 @@ class EpisodeRecord:
         targets: np.ndarray,
         clause: np.ndarray,
     ) -> EpisodeRecord:
-        """`shown_tickets` is (K, 8), 0 for the black frame."""
+        """`shown_tickets` is (K, frames shown), 0 for the black frame."""
         tickets, rows = np.unique(shown_tickets, return_inverse=True)
         rows = rows.reshape(shown_tickets.shape)
         if tickets[0] == BLACK_SLOT:

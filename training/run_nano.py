@@ -18,7 +18,7 @@ from nvila_ros.training.vocabulary import build_sequences
 
 def build_trainer(recipe: NanoRecipe, out: Path, device: torch.device) -> NanoTrainer:
     """Model, tokenizer and trainer of a recipe; starts from `start_from` where it is given."""
-    sequences = build_sequences()
+    sequences = build_sequences(recipe.network)
     model = Nvila.from_scratch(sequences.config, seed=recipe.seed)
     model.connect(sequences.tokenizer.media_ids, sequences.tokenizer.newline_ids)
     trainer = NanoTrainer(recipe, model.to(device), sequences, out)
@@ -47,12 +47,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="changes the recipe"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     build_trainer(
-        load_recipe(arguments.recipe), arguments.out, torch.device(arguments.device)
+        load_recipe(arguments.recipe, arguments.set), arguments.out, torch.device(arguments.device)
     ).run()
 
 

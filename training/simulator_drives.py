@@ -23,7 +23,7 @@ PASS_MARGIN_M = 0.4  # a passing lasts as long as the thing is this near its nea
 SEEN_SHARE = 0.01  # of the picture, once before it is passed
 TURNED_RAD, STRAIGHT_RAD = np.radians(40), np.radians(10)
 TURN_FRAMES = 10
-# pose (3,), pictures so far (N, S, S, 3) -> action: who drives besides the oracle
+# poses so far (N, 3), their pictures (N, S, S, 3) -> action: who drives besides the oracle
 Choose = Callable[[np.ndarray, np.ndarray], int]
 
 
@@ -72,7 +72,7 @@ def drive(
             if draw < noise:
                 action = int(rng.integers(1, len(ACTIONS)))
             elif choose is not None and draw < noise + student_share:
-                action = choose(poses[-1], np.stack(frames)) or best
+                action = choose(np.stack(poses), np.stack(frames)) or best
             moved = motion.apply(grid, poses[-1][None], np.array([action]))
             reached = moved.unit_poses[0, : moved.num_units[0]]
             poses.extend(reached)

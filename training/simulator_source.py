@@ -109,9 +109,9 @@ def _chooser(folder: str, seed: int) -> Any:
     policy.reset(episode_from_seed(seed).instruction)
     num_seen = 0
 
-    def choose(pose: np.ndarray, frames: np.ndarray) -> int:
+    def choose(poses: np.ndarray, frames: np.ndarray) -> int:
         nonlocal num_seen
-        for frame in frames[num_seen:]:
+        for pose, frame in zip(poses[num_seen:], frames[num_seen:], strict=True):
             policy.observe(frame, *map(float, pose), 0.5 * num_seen)
             num_seen += 1
         decision = policy.decide()

@@ -160,15 +160,29 @@ class StageRecipe:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    # Smoothing of time tokens' targets, in time tokens (the released soft_ce_std); None: plain.
+    time_std: float | None = None
+    # Held-out apartments that the result is asked about at the end; simulator sources only.
+    score_scenes: int = 0
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ConfigError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
+        if self.time_std is not None and self.time_std <= 0.0:
+            raise ConfigError(f"time_std is {self.time_std}, expected more than 0, or null")
+        if self.score_scenes < 0:
+            raise ConfigError(f"score_scenes is {self.score_scenes}, expected 0 or more")
         if self.adapt.has_lora and self.network.num_time_tokens is not None:
             raise ConfigError(
                 "adapt has LoRA and network.num_time_tokens grows the vocabulary, whose new rows "
                 "LoRA does not learn; do one of them per stage"
             )
+
+    @property
+    def adapted_parts(self) -> set[str]:
+        """Parts that learn through adapters or norms only."""
+        chosen = {"vision_tower": self.adapt.tower, "llm": self.adapt.llm}
+        return {part for part, how in chosen.items() if how in ("layernorm", "lora", "qlora")}
 
     @property
     def number(self) -> int:

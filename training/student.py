@@ -10,7 +10,7 @@ from torch import Tensor
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.graphs import Captured
 from nvila_ros.training.objectives import AnswerTable, fuse, normalise
-from nvila_ros.training.replay import BLACK_SLOT, NUM_FRAMES, FrameRing
+from nvila_ros.training.replay import BLACK_SLOT, FrameRing
 from nvila_ros.training.sequences import SequenceBuilder
 
 ENCODE_ROWS = 128  # frames and robots at once: the shapes are constant
@@ -42,7 +42,9 @@ class Student:
         self.branch = _branching_place(answers)
         self.shape = {
             "slots": torch.zeros(ENCODE_ROWS, dtype=torch.long, device=device),
-            "shown": torch.zeros((DECIDE_ROWS, NUM_FRAMES), dtype=torch.long, device=device),
+            "shown": torch.zeros(
+                (DECIDE_ROWS, sequences.config.num_video_frames), dtype=torch.long, device=device
+            ),
             "ids": torch.full((DECIDE_ROWS, sequences.prompt_length), sequences.pad_id).to(device),
             "lengths": torch.full((DECIDE_ROWS,), sequences.min_length, device=device),
         }

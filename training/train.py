@@ -87,7 +87,10 @@ def run_stage(
             model.to_empty(device="cpu")  # memory is taken only where it is written to
     change_network(model, tokenizer, recipe.network)
     batches = (open_batches or open_mixture)(recipe, tokenizer, model, ranks)
-    engine = Engine(recipe, model, batches, ranks, folder)
+    config = model.config
+    names = [config.time_token_format.format(t=t) for t in range(config.num_time_tokens)]
+    time_ids = [tokenizer.id(name) for name in names]
+    engine = Engine(recipe, model, batches, ranks, folder, time_ids)
     if checkpoint is not None:
         engine.resume(checkpoint)
         if ranks.is_main:
@@ -100,9 +103,22 @@ def run_stage(
     if options.stop_after is not None and engine.step >= options.stop_after:
         return None
     if recipe.adapt.has_lora:
-        return save_adapted(folder, ranks, model, recipe.adapt, _kept_start(folder, start))
-    dtype = getattr(torch, recipe.engine.output_dtype)
-    return save_output(folder, ranks, engine.learner, model, tokenizer, dtype)
+        kept = _kept_start(folder, start)
+        output = save_adapted(folder, ranks, model, recipe.adapt, kept)
+    else:
+        dtype = getattr(torch, recipe.engine.output_dtype)
+        output = save_output(folder, ranks, engine.learner, model, tokenizer, dtype)
+    if recipe.score_scenes and ranks.is_main:
+        _score(folder, output, recipe, ranks.device)
+    ranks.wait()
+    return output
+
+
+def _score(folder: Path, output: Path, recipe: StageRecipe, device: torch.device) -> None:
+    from nvila_ros.training.stage_scores import score_output
+
+    for name, tasks in score_output(folder, output, recipe, device).items():
+        sys.stderr.write(f"nvila: {recipe.stage} {name}: {json.dumps(tasks)}\n")
 
 
 def _kept_start(folder: Path, start: Path | None) -> Path:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nvila_ros.models.config import nano_config
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.sim.instructions import VOCABULARY_WORDS
@@ -16,7 +18,17 @@ def build_tokenizer() -> Tokenizer:
     return build_nano_tokenizer(sorted({*VOCABULARY_WORDS, *question_words()}))
 
 
-def build_sequences() -> SequenceBuilder:
+@dataclasses.dataclass(frozen=True)
+class NetworkShape:
+    """What ablations may change of `nano_config`."""
+
+    num_video_frames: int = 8
+    mm_projector_type: str = "mlp_downsample_3x3_fix"
+
+
+def build_sequences(shape: NetworkShape | None = None) -> SequenceBuilder:
     """The sequences of the small model; every process that trains it builds the same."""
     tokenizer = build_tokenizer()
-    return SequenceBuilder(tokenizer, nano_config(tokenizer.vocab_size))
+    config = nano_config(tokenizer.vocab_size)
+    changes = dataclasses.asdict(shape or NetworkShape())
+    return SequenceBuilder(tokenizer, dataclasses.replace(config, **changes))

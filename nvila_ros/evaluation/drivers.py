@@ -14,6 +14,7 @@ class Driver(Protocol):
     """Chooses one of the ten motions from what it has seen."""
 
     needs_camera: bool
+    probabilities: tuple[float, ...]  # of all ten at the last choice; empty where there are none
 
     def start(self, instruction: str, planner: "Planner") -> None:
         """Begins an episode; only an oracle may look at the planner."""
@@ -32,6 +33,7 @@ class ModelDriver:
 
     def __init__(self, policy: "NavigationPolicy") -> None:
         self._policy = policy
+        self.probabilities: tuple[float, ...] = ()
 
     def start(self, instruction: str, planner: "Planner") -> None:
         """Hands over the instruction; the planner is not looked at."""
@@ -46,6 +48,7 @@ class ModelDriver:
     def choose(self) -> tuple[int, float]:
         """Asks the policy."""
         decision = self._policy.decide()
+        self.probabilities = decision.probabilities
         self._policy.tried(decision)  # a rollout carries out whatever is chosen
         return decision.index, decision.confidence
 
@@ -54,6 +57,7 @@ class OracleDriver:
     """The planner's best motion at the true pose: the upper bound, and a check of the loop."""
 
     needs_camera = False
+    probabilities: tuple[float, ...] = ()
 
     def start(self, instruction: str, planner: "Planner") -> None:
         """Keeps the planner."""

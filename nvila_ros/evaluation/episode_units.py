@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import tempfile
@@ -83,6 +84,9 @@ def to_json(rollout: Rollout) -> dict[str, Any]:
         "actions": list(rollout.actions),
         "confidences": list(rollout.confidences),
         "latencies_s": list(rollout.latencies_s),
+        "places": list(rollout.places),
+        "probabilities": [list(row) for row in rollout.probabilities],
+        "frames": [base64.b64encode(frame).decode() for frame in rollout.frames],
     }
 
 
@@ -98,6 +102,9 @@ def read_rollout(path: Path) -> Rollout:
             actions=tuple(content["actions"]),
             confidences=tuple(content["confidences"]),
             latencies_s=tuple(content["latencies_s"]),
+            places=tuple(content.get("places", ())),  # files of before have none of these
+            probabilities=tuple(map(tuple, content.get("probabilities", ()))),
+            frames=tuple(base64.b64decode(frame) for frame in content.get("frames", ())),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SceneError(f"{path} is no rollout ({error!r}); remove it and run again") from None

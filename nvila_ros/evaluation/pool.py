@@ -30,6 +30,7 @@ class EvaluationJob:
     backend: str = "auto"
     control: Control = "none"
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
+    keeps_frames: bool = False  # small pictures of what each decision saw, for reports
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -104,6 +105,7 @@ def run_position(job: EvaluationJob, position: int) -> Rollout:
         job.config,
         blind=job.control == "blind",
         instruction=instruction,
+        keeps_frames=job.keeps_frames,
     )
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from nvila_ros.config import EvaluationConfig
 from nvila_ros.evaluation.drivers import Driver
@@ -23,6 +25,8 @@ CONTROLS: tuple[str, ...] = ("none", "blind", "deaf")
 
 # One unit motion lasts half a second at 0.5 m/s and 30 degrees per second.
 UNIT_DURATION_S = 0.5
+# Side and quality of the pictures that are kept for reports: 1 to 2 KB each.
+KEPT_SIDE_PX, KEPT_QUALITY = 128, 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,9 @@ class Rollout:
     actions: tuple[int, ...]  # motion indices as decided, STOP included
     confidences: tuple[float, ...]
     latencies_s: tuple[float, ...]  # per decision, wall time
+    places: tuple[int, ...] = ()  # per decision, the row of `poses` it was taken at
+    probabilities: tuple[tuple[float, ...], ...] = ()  # per decision, of all ten or empty
+    frames: tuple[bytes, ...] = ()  # per decision, what the camera saw, WebP; where kept
 
 
 class Apartment:
@@ -82,16 +89,24 @@ def run_episode(
     *,
     blind: bool = False,
     instruction: str | None = None,
+    keeps_frames: bool = False,
 ) -> Rollout:
     """Drives until STOP or `max_decisions`; `instruction` replaces the episode's own."""
     instruction = instruction or episode.instruction
     black = np.zeros((config.image_side_px, config.image_side_px, 3), np.uint8)
-    with Apartment(episode, config, with_camera=driver.needs_camera and not blind) as apartment:
+    with_camera = (driver.needs_camera or keeps_frames) and not blind
+    with Apartment(episode, config, with_camera=with_camera) as apartment:
         poses = [np.asarray(episode.start, dtype=np.float64)]
         actions, confidences, latencies_s, collisions = [], [], [], []
+        places: list[int] = []
+        probabilities: list[tuple[float, ...]] = []
+        kept: list[bytes] = []
+        newest = black
 
         def see(new_poses: np.ndarray) -> None:
+            nonlocal newest
             for frame, pose in zip(apartment.frames(new_poses), new_poses, strict=True):
+                newest = newest if frame is None else frame
                 driver.see(black if blind else frame, pose, UNIT_DURATION_S * (len(poses) - 1))
 
         driver.start(instruction, apartment.planner)
@@ -102,6 +117,10 @@ def run_episode(
             latencies_s.append(time.perf_counter() - begin_s)
             actions.append(index)
             confidences.append(confidence)
+            places.append(len(poses) - 1)
+            probabilities.append(driver.probabilities)
+            if keeps_frames:
+                kept.append(small_picture(newest))
             if index == motion.STOP:
                 break
             unit_poses, collided = apartment.drive(poses[-1], index)
@@ -128,4 +147,16 @@ def run_episode(
         actions=tuple(actions),
         confidences=tuple(confidences),
         latencies_s=tuple(latencies_s),
+        places=tuple(places),
+        probabilities=tuple(probabilities),
+        frames=tuple(kept),
     )
+
+
+def small_picture(rgb: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 -> WebP of at most `KEPT_SIDE_PX` a side."""
+    picture = Image.fromarray(rgb)
+    picture.thumbnail((KEPT_SIDE_PX, KEPT_SIDE_PX))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=KEPT_QUALITY, method=2)
+    return buffer.getvalue()

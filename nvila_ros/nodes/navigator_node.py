@@ -16,7 +16,6 @@ from rclpy._rclpy_pybind11 import InvalidHandle
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
-from std_srvs.srv import Trigger
 
 from nvila_ros import ros_parameters
 from nvila_ros.decision import Policy
@@ -27,9 +26,11 @@ from nvila_ros.navigator import Navigator
 from nvila_ros.navigator_config import NavigatorConfig
 from nvila_ros.navigator_status import Phase, Result, Status, status_row
 from nvila_ros.nodes.lifecycle_bond import Bond, bond_message
+from nvila_ros.nodes.nav2_motion import Nav2Motions
 from nvila_ros.nodes.navigator_diagnostics import NavigatorDiagnostics
 from nvila_ros.nodes.navigator_inputs import NavigatorInputs
 from nvila_ros.nodes.navigator_outputs import NavigatorOutputs
+from nvila_ros.nodes.navigator_services import NavigatorServices
 from nvila_ros.nodes.policy_loading import PolicyLoader
 from nvila_ros.ros_main import EVENT_QOS, STATE_QOS, SafeLifecycleNode, run_node, steady_clock
 from nvila_ros.safety import Velocity
@@ -89,9 +90,12 @@ class NavigatorNode(SafeLifecycleNode):
             return _FAILURE
         settings, make_motion = self.settings, own_motion
         if settings.executor == "nav2":
-            from nvila_ros.nodes.nav2_motion import Nav2Motions
-
-            nav2 = Nav2Motions(self, settings.base_frame)
+            try:
+                nav2 = Nav2Motions(self, settings.base_frame)
+            except ConfigError as error:
+                self.get_logger().error(str(error))
+                self._tell(Status(Phase.FAULT, message=str(error)))
+                return _FAILURE
             make_motion = nav2.make_motion
             self._closers.append(nav2.close)
         loader: Any = PolicyLoader(settings)
@@ -105,21 +109,13 @@ class NavigatorNode(SafeLifecycleNode):
         self.inputs = NavigatorInputs(
             self, settings, self._navigator, self._on_emergency, self._on_frame_id
         )
-        services = [
-            self.create_service(Trigger, f"~/{name}", handler)
-            for name, handler in (
-                ("cancel", self._on_cancel),
-                ("pause", self._on_pause),
-                ("resume", self._on_resume),
-                ("clear_emergency_stop", self._on_clear),
-            )
-        ]
+        services = NavigatorServices(self, self._navigator)
         period_s = 1.0 / settings.control_rate_hz
         timer = self.create_timer(period_s, self._on_tick, clock=steady_clock())
         self._closers += [
             lambda: self.destroy_timer(timer),
             lambda: self.destroy_guard_condition(wake),
-            *(lambda service=service: self.destroy_service(service) for service in services),
+            services.close,
             self.inputs.close,
             self._outputs.close,
         ]
@@ -271,22 +267,6 @@ class NavigatorNode(SafeLifecycleNode):
         self._outputs.say_velocity(Velocity.ZERO)
         self._say_what_happened(self._navigator)
 
-    def _on_clear(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        cleared = self._navigator is not None and self._navigator.clear_emergency_stop()
-        return _answered(response, cleared, "cleared", "there was no emergency stop")
-
-    def _on_cancel(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        canceled = self._navigator is not None and self._navigator.cancel()
-        return _answered(response, canceled, "canceled", "nothing to cancel")
-
-    def _on_pause(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        paused = self._navigator is not None and self._navigator.pause()
-        return _answered(response, paused, "paused", "nothing to pause")
-
-    def _on_resume(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
-        resumed = self._navigator is not None and self._navigator.resume(time.monotonic())
-        return _answered(response, resumed, "resumed", "it is not paused")
-
 
 def _quietly(trigger: Callable[[], None]) -> Callable[[], None]:
     """The worker may answer when the node has gone."""
@@ -296,11 +276,6 @@ def _quietly(trigger: Callable[[], None]) -> Callable[[], None]:
             trigger()
 
     return call
-
-
-def _answered(response: Trigger.Response, done: bool, yes: str, no: str) -> Trigger.Response:
-    response.success, response.message = done, yes if done else no
-    return response
 
 
 def main(arguments: list[str] | None = None) -> int:

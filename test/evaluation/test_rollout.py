@@ -2,14 +2,18 @@
 """Closed loop without ROS: the oracle arrives, the controls take what they say, runs repeat."""
 
 import dataclasses
+import io
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nvila_ros.config import EvaluationConfig
 from nvila_ros.errors import ConfigError
 from nvila_ros.evaluation import pool
 from nvila_ros.evaluation.drivers import OracleDriver
+from nvila_ros.evaluation.episode_units import read_rollout, to_json
 from nvila_ros.evaluation.pool import EvaluationJob, evaluate
 from nvila_ros.evaluation.rollout import run_episode
 from nvila_ros.sim.episodes import episode_from_seed
@@ -24,6 +28,7 @@ class Script:
     """A driver that plays fixed motions and remembers what it was shown."""
 
     needs_camera = True
+    probabilities = (0.1,) * 10
 
     def __init__(self, motions):
         self.motions = list(motions)
@@ -75,6 +80,26 @@ def test_blind_control_shows_black_frames(episode):
     driver = Script([FORWARD_75_CM, STOP])
     run_episode(episode, driver, CONFIG, blind=True)
     assert all(frame.shape == (32, 32, 3) and frame.max() == 0 for frame in driver.frames)
+
+
+def test_what_a_decision_saw_is_kept_on_demand(episode):
+    rollout = run_episode(episode, Script([4, STOP]), CONFIG, keeps_frames=True)
+    assert rollout.places == (0, 1) and rollout.probabilities == ((0.1,) * 10,) * 2
+    pictures = [Image.open(io.BytesIO(frame)) for frame in rollout.frames]
+    assert len(pictures) == 2 and all(picture.size == (32, 32) for picture in pictures)
+    assert np.asarray(pictures[0]).std() > 5 and rollout.frames[0] != rollout.frames[1]
+    assert not run_episode(episode, Script([STOP]), CONFIG).frames
+    oracle = run_episode(episode, OracleDriver(), CONFIG, keeps_frames=True)  # has no camera itself
+    assert len(oracle.frames) == len(oracle.actions)
+
+
+def test_a_rollout_survives_its_file(episode, tmp_path):
+    rollout = run_episode(episode, Script([4, STOP]), CONFIG, keeps_frames=True)
+    path = tmp_path / "rollout.json"
+    path.write_text(json.dumps(to_json(rollout)))
+    read = read_rollout(path)
+    assert (read.frames, read.places) == (rollout.frames, rollout.places)
+    assert read.probabilities == rollout.probabilities and read.metrics == rollout.metrics
 
 
 def test_another_instruction_replaces_the_own_one(episode):

@@ -9,7 +9,14 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-NAV2_ARGUMENTS = {"namespace", "use_sim_time", "params_file", "log_level"}
+NAV2_ARGUMENTS = {
+    "namespace",
+    "use_sim_time",
+    "params_file",
+    "autostart",
+    "use_respawn",
+    "log_level",
+}
 OWN_ARGUMENTS = {"image_topic", "odom_topic", "cmd_vel_topic", "model_path", "device", "execute"}
 
 
@@ -72,4 +79,5 @@ def test_given_arguments_become_parameters_and_others_stay_the_files():
         "execute": False,
         "model_path": str(Path("~/weights").expanduser()),
         "use_sim_time": False,
+        "autostart": True,
     }

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for the wheels")
 sys.path.append(str(Path(__file__).parent))
 
+from faulty_world import FaultyWorld, Turning
 from geometry_msgs.msg import Twist
 from stand_ins import DrivingPolicy, Robot, Ros, wait_for
 
@@ -91,6 +92,20 @@ def driving(ros, robot, policy):
         yield robot
 
     return start
+
+
+@pytest.fixture(scope="module")
+def world(shared_ros, start_node):
+    return FaultyWorld(shared_ros, start_node)
+
+
+@pytest.fixture
+def turning(world, measured_stops):
+    """A robot that turns left for ever, and the judge of what a fault did to it."""
+    made = Turning(world, measured_stops)
+    world.heal()
+    yield made
+    made.end()
 
 
 _STOPS = []

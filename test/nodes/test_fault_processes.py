@@ -10,18 +10,12 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for the wheels")
 
-from faulty_world import FaultyWorld
 from stand_ins import wait_for
 
 pytestmark = pytest.mark.ros
 
 COMMAND_BOUND_S = 0.25
 SIMULATOR_TIMEOUT_S = 0.5  # the base's own, as diff_drive_controller's
-
-
-@pytest.fixture(scope="module")
-def world(shared_ros, start_node):
-    return FaultyWorld(shared_ros, start_node)
 
 
 @pytest.fixture

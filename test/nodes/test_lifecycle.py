@@ -208,3 +208,12 @@ def test_the_bond_beats_and_ends():
     assert first.active and not last.active
     assert first.id == "navigator" and first.instance_id == last.instance_id
     assert first.heartbeat_period == node.period_s < first.heartbeat_timeout == HEARTBEAT_TIMEOUT_S
+
+
+def test_an_executor_that_is_not_installed_is_refused_with_what_to_install(ros, robot, policy):
+    ros.navigator(policy, executor="nav2")
+    robot.wait_for_state("fault", "nav2-msgs")
+    assert robot.lifecycle() == "unconfigured"
+    assert robot.set_parameters(executor="primitives") == [""]
+    assert robot.change_state("configure")
+    robot.wait_for_state("inactive")

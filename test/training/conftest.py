@@ -45,8 +45,12 @@ def launch(tmp_path: Path, toy: ModuleType) -> Callable[..., SimpleNamespace]:
             port = probe.getsockname()[1]
         processes = []
         for rank in range(num_ranks):
-            variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            if num_ranks > 1:
+            variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+            if settings.get("device") != "cuda":
+                variables["DS_ACCELERATOR"] = "cpu"
+            found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, found)])
+            if num_ranks > 1 or environment:
                 places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
                 places |= {"LOCAL_WORLD_SIZE": num_ranks, "MASTER_PORT": port}
                 variables |= {key: str(value) for key, value in places.items()}

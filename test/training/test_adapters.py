@@ -108,6 +108,18 @@ def test_frozen_stays_frozen_and_all_that_learns_moves(make_model, config):
         assert moved == (value.requires_grad and not (is_unused and "vision_tower" in name)), name
 
 
+def test_what_is_frozen_may_be_kept_in_half_precision_and_what_learns_never_is(make_model):
+    config = CHOICES["ln+lora"]
+    model = adapt(make_model(), config, device=torch.device("cpu"), frozen_dtype=torch.bfloat16)
+    for name, value in model.named_parameters():
+        assert value.dtype == (torch.float32 if value.requires_grad else torch.bfloat16), name
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = answer(model).float().square().mean()
+    mean.backward()
+    learning = [value for value in model.parameters() if value.requires_grad]
+    assert all(value.grad is not None for value in learning)
+
+
 def test_layer_norm_tuning_learns_norms_of_the_layers_that_run(make_model):
     model = adapt(make_model(), CHOICES["ln only"])
     learning = [name for name, value in model.named_parameters() if value.requires_grad]

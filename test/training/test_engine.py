@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -14,6 +15,19 @@ from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
 from nvila_ros.training.train import RunOptions, run_stage
 
+KINDS = {
+    "ddp": {},
+    "fsdp": {"ACCELERATE_USE_FSDP": "true"},
+    "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+}
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs the extra 'deepspeed'"
+)
+every_kind = pytest.mark.parametrize(
+    "kind",
+    ["ddp", "fsdp", *(pytest.param(z, marks=needs_deepspeed) for z in ("zero2", "zero3"))],
+)
 PARTS = ("vision_tower", "mm_projector", "llm")
 
 
@@ -62,9 +76,9 @@ def test_a_killed_run_resumes_bit_for_bit(launch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_two_ranks_equal_one(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     one = launch("one")
     two = launch("two", 2, environment)
     assert two.codes == [0, 0], two.text
@@ -77,9 +91,9 @@ def test_two_ranks_equal_one(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_two_ranks_resume_bit_for_bit(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     whole = launch("whole", 2, environment)
     assert launch("cut", 2, environment, stop_after=4).codes == [0, 0]
     resumed = launch("cut", 2, environment, resume=True)
@@ -90,9 +104,9 @@ def test_two_ranks_resume_bit_for_bit(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@every_kind
 def test_a_rank_that_never_sees_a_picture_does_not_hang(launch, kind: str) -> None:
-    environment = {"ACCELERATE_USE_FSDP": "true"} if kind == "fsdp" else {}
+    environment = KINDS[kind]
     run = launch("blind", 2, environment, text_rank=1, overrides=["schedule.steps=2"])
     assert run.codes == [0, 0], run.text
 
@@ -268,3 +282,28 @@ def test_answers_that_are_all_ignored_are_refused(toy, tmp_path: Path, monkeypat
     monkeypatch.setattr(toy.ToyBatches, "__next__", silent)
     with pytest.raises(TrainingError, match="no learned token"):
         run_here(toy, tmp_path)
+
+
+def test_times_are_learned_with_smoothed_targets(toy, tmp_path: Path) -> None:
+    """A batch whose answer is a time: smoothing changes the loss, and only with time_std."""
+    from nvila_ros.training.data.encoding import encode
+    from nvila_ros.training.data.packing import pack
+    from nvila_ros.training.data.sample import Sample, Turn
+    from nvila_ros.training.family import change_network, from_scratch, load_family
+    from nvila_ros.training.fused_loss import LossConfig
+    from nvila_ros.training.learner import Learner
+    from nvila_ros.training.stage_recipe import NetworkChange
+
+    toy.write_recipe(tmp_path)
+    model, tokenizer = from_scratch(load_family(tmp_path), seed=1)
+    change_network(model, tokenizer, NetworkChange(num_time_tokens=10))
+    torch.nn.init.normal_(model.llm.model.embed_tokens.weight)  # new rows are all the same
+    turns = (Turn(user="When is the red door?", answer="<t3> <t7>"),)
+    sample = Sample(key="a", source="toy", kind="text", frames=(), turns=turns)
+    batch = pack([encode(sample, tokenizer, model.config)]).to("cpu", torch.float32)
+    ids = [tokenizer.id(f"<t{number}>") for number in range(10)]
+    plain = Learner(model, LossConfig(), torch.float32)(batch)
+    nearly_plain = Learner(model, LossConfig(), torch.float32, ids, 1e-2)(batch)
+    smooth = Learner(model, LossConfig(), torch.float32, ids, 1.0)(batch)
+    torch.testing.assert_close(nearly_plain, plain)
+    assert float((smooth - plain).detach().abs()) > 1e-4

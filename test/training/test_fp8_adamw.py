@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +56,19 @@ def test_a_neighbour_of_a_huge_gradient_does_not_explode():
     optimizer = Float8AdamW([weight], lr=1e-3)
     train(optimizer, weight, [slope] * 5)
     assert weight.detach().abs().max() < 6 * 1e-3
+
+
+@pytest.mark.parametrize("ratio", [1e-2, 1e-3, 1e-4])
+def test_small_gradients_beside_large_ones_keep_their_own_pace(ratio):
+    ours, theirs = (torch.nn.Parameter(torch.zeros(16, BLOCK)) for _ in range(2))
+    slopes = []
+    for slope in gradients((1, 16 * BLOCK), 60):
+        slope = slope.view(16, BLOCK) * 1e6 * ratio
+        slope[:, 0] /= ratio  # one of each block
+        slopes.append(slope)
+    train(Float8AdamW([ours], lr=1e-3), ours, slopes)
+    train(torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.0), theirs, slopes)
+    assert relative(ours[:, 1:], theirs[:, 1:]) < 0.15
 
 
 def test_moments_take_two_bytes_and_a_scale():
@@ -137,6 +154,24 @@ def test_a_run_resumed_from_a_distributed_checkpoint_is_bit_identical(tmp_path):
     run(*second, range(3, 6))
     for ours, theirs in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_from_their_own_moments(tmp_path):
+    script = Path(__file__).with_name("sharded_adamw.py")
+    environment = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors[-3000:]
 
 
 def test_stretches_of_blocks_change_nothing(monkeypatch):

@@ -26,6 +26,14 @@ def test_a_misspelt_key_names_the_nearest(tmp_path):
         load_recipe(path)
 
 
+def test_an_ablation_changes_the_recipe():
+    changes = ["minutes=4", "network={num_video_frames: 1}", "start_from="]
+    recipe = load_recipe(RECIPES / "nano_resume.yaml", changes)
+    assert (recipe.minutes, recipe.network.num_video_frames, recipe.start_from) == (4, 1, None)
+    with pytest.raises(ConfigError, match="key=value"):
+        load_recipe(RECIPES / "nano_resume.yaml", ["minutes"])
+
+
 def test_shares_must_add_up(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("minutes: 3\nstages: [{name: see, share: 0.4}]\n")

@@ -3,6 +3,8 @@
 
 import json
 import logging
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,6 +134,7 @@ class Cluster:
         self.second = self.cluster.add_node(**options)
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self.address = self.cluster.address
+        self.second_id = self.second.node_id
 
     def kill(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -164,17 +167,70 @@ class KillsAfter:
             self.cluster.kill()
 
 
+@dataclass(frozen=True)
+class SlowSquares(Squares):
+    """Leaves a note of where it works, works for a while, and leaves another."""
+
+    notes: str = ""
+
+    def square(self, unit: Unit) -> dict[str, bytes]:
+        import ray
+
+        note = Path(self.notes) / f"{ray.get_runtime_context().get_node_id()}.{unit.name}"
+        note.touch()
+        time.sleep(1.0)
+        files = super().square(unit)
+        note.with_suffix(note.suffix + ".done").touch()
+        return files
+
+
 @pytest.mark.slow
-def test_generation_survives_a_node_that_dies(
+def test_a_unit_under_way_on_a_node_that_dies_is_done_again(
     cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    units = [Unit(f"u{number}", number) for number in range(14)]
+    heard: list[str] = []
+    lost: list[str] = []
+
+    def on_done(unit: Unit, was_there: bool) -> None:
+        heard.append(unit.name)
+        deadline_s = time.monotonic() + 60.0
+        while len(heard) == 1 and not lost and time.monotonic() < deadline_s:
+            begun = {note.name for note in notes.glob(f"{cluster.second_id}.u*")}
+            lost.extend(
+                name for name in begun if ".done" not in name and f"{name}.done" not in begun
+            )
+            if lost:
+                cluster.kill()
+            time.sleep(0.02)
+
+    done = run_units(
+        SlowSquares(notes=str(notes)),
+        units,
+        tmp_path / "out",
+        ScaleSettings(ray=cluster.address),
+        on_done,
+    )
+    assert done == 14 and sorted(heard) == sorted(unit.name for unit in units)
+    assert len(lost) == 1
+    assert f"unit {lost[0].split('.')[1]} died" in caplog.text
+    values = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt")}
+    assert values == {f"u{number}.txt": str(number**2) for number in range(14)}
+
+
+@pytest.mark.slow
+def test_generation_survives_a_node_that_dies(cluster: Cluster, tmp_path: Path) -> None:
     job = GenerateJob(seeds=tuple(range(100, 112)), seeds_per_unit=1, options=SMALL)
     expected = generate(job, tmp_path / "one")
     heard = KillsAfter(cluster, 3)
     found = generate(job, tmp_path / "ray", ScaleSettings(ray=cluster.address), heard)
     assert found == expected and len(set(heard.names)) == len(heard.names) == 12
     assert files_of(tmp_path / "one") == files_of(tmp_path / "ray")
-    assert "died" in caplog.text  # a unit was under way there
     source = open_source(SourceConfig(name="a", path=str(tmp_path / "ray")))
     keys = [item.key for item in source.open(Part(), 0, epochs=1)]  # type: ignore[union-attr]
     assert len(keys) == len(set(keys)) == expected["num_samples"]

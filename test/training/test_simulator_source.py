@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from nvila_ros.training.vocabulary import build_sequences
 
 SMALL = SimulatorOptions(side_px=48, views_per_scene=3, max_decisions=60)
 SEED = 1003
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,18 @@ def test_a_stream_goes_on_where_its_state_stands_and_parts_are_disjoint():
     assert first + [sample.key for sample in later] == whole
     parts = [{s.key for s in source.open(Part(i, 2), seed=4, epochs=1)} for i in range(2)]
     assert not parts[0] & parts[1] and parts[0] | parts[1] == set(whole)
+
+
+@pytest.mark.slow
+def test_the_model_that_drives_sees_every_frame_where_it_was_taken():
+    """All frames since its last decision were handed over at the newest pose, and dropped."""
+    import nvila_ros.training.simulator_source as module
+
+    options = replace(SMALL, stage="dagger", driver=str(NANO), driver_share=1.0, max_decisions=6)
+    samples = scene_samples(SEED, replace(options, side_px=192, noise=0.0))
+    policy = module._policies[str(NANO)]
+    assert policy.num_samples >= len(samples[-1].frames) - 3  # the last motion's are not seen yet
+    assert samples[0].turns != samples[-1].turns
 
 
 def test_wrong_options_are_named():

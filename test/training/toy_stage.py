@@ -2,7 +2,7 @@
 """A stage small enough for a test, run as a process of its own: `python toy_stage.py SETTINGS`.
 
 SETTINGS is one JSON object: recipe (path), runs, resume, stop_after, overrides, poison (a key whose
-pictures become no numbers), die_at (kills itself hard in the middle of that step).
+pictures become no numbers), die_at (kills itself hard in the middle of that step), device.
 """
 
 from __future__ import annotations
@@ -125,8 +125,9 @@ def let_deepspeed_use_the_cpu() -> None:
 def run(settings: dict[str, Any]) -> None:
     """One stage as the settings say."""
     torch.set_num_threads(1)
+    on_gpu = settings.get("device") == "cuda"
     has_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    if has_deepspeed:
+    if has_deepspeed and not on_gpu:
         let_deepspeed_use_the_cpu()
     options = RunOptions(
         runs=Path(settings["runs"]),
@@ -134,7 +135,7 @@ def run(settings: dict[str, Any]) -> None:
         start=Path(settings["start"]) if settings.get("start") else None,
         stop_after=settings.get("stop_after"),
         overrides=tuple(settings.get("overrides", ())),
-        use_cpu=not has_deepspeed,
+        use_cpu=not has_deepspeed and not on_gpu,
     )
 
     def open_batches(recipe, tokenizer, model, ranks) -> ToyBatches:

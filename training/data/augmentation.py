@@ -121,7 +121,7 @@ class _Draw:
             matrix,
             (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
+            borderMode=cv2.BORDER_REFLECT_101,
         ).astype(np.float32)
         if self.blur_px >= 1.0:
             values = _motion_blur(values, self.blur_px)

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from nvila_ros.errors import ConfigError, DataError
@@ -88,7 +91,7 @@ class BatchStream:
         }
         mixture = MixtureStream(streams, weights, settings.seed * 65_537 + part.index)
         self.guard = Guard(mixture, settings.max_broken_share)
-        self.augment = Augmentation.maybe(settings.augmentation, settings.seed)
+        self._augmentation = Augmentation.maybe(settings.augmentation, settings.seed)
         self._window_start: State | None = None
         self._window = self._num_emitted = 0
         self._waiting: list[list[Encoded]] = []
@@ -138,7 +141,7 @@ class BatchStream:
         try:
             limit = min(self.settings.max_tokens, self.config.language.model_max_length)
             encoded = encode(
-                sample, self.tokenizer, self.config, augment=self.augment, max_length=limit
+                sample, self.tokenizer, self.config, augment=self._changed, max_length=limit
             )
             if self.settings.max_tiles is not None and len(encoded.tiles) > self.settings.max_tiles:
                 raise DataError(
@@ -149,6 +152,12 @@ class BatchStream:
             self.guard.report(BrokenRow(sample.source, "decoding", sample.key, str(error)))
             return []
         return [encoded]
+
+    def _changed(self, pictures: list[Image.Image], key: str) -> list[Image.Image]:
+        """Augmented by the sample's key and the window: another way each time it comes by."""
+        if self._augmentation is None:
+            return pictures
+        return self._augmentation(pictures, f"{key}@{self._window}")
 
     def state_dict(self) -> State:
         """The window under way and how much of it is out."""
@@ -222,6 +231,9 @@ class _WorkerDataset(IterableDataset):
         info = torch.utils.data.get_worker_info()
         assert info is not None, "only worker processes iterate over it"
         torch.set_num_threads(1)
+        # A spawned process would run C++ destructors at its end, and abort in a library's: it ends
+        # like a forked one, after its queues are flushed.
+        Finalize(None, os._exit, args=(0,), exitpriority=-1000)
         try:
             stream = self.worker.stream(info.id)
             for batch in stream:

@@ -93,18 +93,22 @@ class DecoderStage:
         table = self._part.read([EMBEDDING])[EMBEDDING]
         model.llm.model.embed_tokens.load_state_dict({"weight": table}, assign=True)
         model.connect(tokenizer.media_ids, tokenizer.encode(self._config.frame_end_text))
-        pieces = []
-        for prompt in prompts:
+
+        def fused(prompt: RecordedPrompt) -> Tensor:
             text = navigation_prompt(
                 prompt.instruction, len(prompt.frames) - 1, tokenizer.special_tokens
             )
             ids = tokenizer.encode(user_prompt(text, self._config.chat_template))
             media = [torch.from_numpy(features[frame_of[name]]) for name in prompt.frames]
-            pieces.append(model.embed([*ids, *tokenizer.encode(prompt.answer)], media))
-        lengths = [len(piece) for piece in pieces]
+            return model.embed([*ids, *tokenizer.encode(prompt.answer)], media)
+
+        lengths = [len(fused(prompt)) for prompt in prompts]
         shape = (sum(lengths), self._language.hidden_size)
         array = self._workplace.new_array(hidden_file(0), shape)
-        array[:] = torch.cat(pieces).numpy()
+        end = 0
+        for length, prompt in zip(lengths, prompts, strict=True):  # never all in memory
+            array[end : end + length] = fused(prompt).numpy()
+            end += length
         self._workplace.finish_array(hidden_file(0), array)
         self._workplace.write_json(LENGTHS, lengths)
 

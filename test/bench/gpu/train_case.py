@@ -50,11 +50,10 @@ class Case:
         """Of the network that are there."""
         return PARTS if self.has_tower else ("llm",)
 
-    @property
-    def learning_parts(self) -> tuple[str, ...]:
-        """Whose weights' gradients are made in full."""
-        choices = zip(PARTS, (self.adapt.tower, self.adapt.projector, self.adapt.llm), strict=True)
-        return tuple(part for part, how in choices if part in self.parts and how == "full")
+    def parts_that(self, *choices: str) -> tuple[str, ...]:
+        """Parts that are there and learn in one of these ways."""
+        ways = zip(PARTS, (self.adapt.tower, self.adapt.projector, self.adapt.llm), strict=True)
+        return tuple(part for part, way in ways if part in self.parts and way in choices)
 
 
 def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
@@ -171,8 +170,9 @@ class Trainer:
         """Of one step, recomputation not counted; the padding is no work."""
         frames = len(batch.pixels)
         targets = ANSWER_TOKENS * len(batch.lengths)
-        learns = self.case.learning_parts
-        return batch_flops(self.model.config, batch.lengths, frames, targets, learns)
+        learns = self.case.parts_that("full")
+        adapts = self.case.parts_that("layernorm", "lora", "qlora")
+        return batch_flops(self.model.config, batch.lengths, frames, targets, learns, adapts)
 
 
 def _layers(model: Nvila) -> list[nn.Module]:

@@ -27,7 +27,7 @@ from nvila_ros.training.data.sample import FrameBytes, Sample, Turn
 from nvila_ros.training.data.stream import ListSource
 from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
-NUM_SAMPLES, FRAME_SIDE_PX, NUM_SEEN = 64, 512, 24  # pictures as simulators render them
+NUM_SAMPLES, FRAME_SIDE_PX = 64, 512  # pictures as simulators render them
 INSTRUCTION = "walk past the red sofa through the second door and stop beside the round table"
 
 
@@ -54,8 +54,8 @@ def make_loader(
 
 
 def _sample(number: int) -> Sample:
-    """A decision late in an episode: of its frames eight are chosen, decoded and resized."""
-    frames = tuple(FrameBytes(_jpeg(number * 8 + index)) for index in range(8)) * (NUM_SEEN // 8)
+    """A decision with eight different frames, each decoded and resized."""
+    frames = tuple(FrameBytes(_jpeg(number * 8 + index)) for index in range(8))
     turn = Turn(user=INSTRUCTION, answer=ACTIONS[number % len(ACTIONS)].sentence)
     return Sample(key=str(number), source="drives", kind="navigation", frames=frames, turns=(turn,))
 

@@ -161,11 +161,10 @@ def timed(case: Case, trainer: Trainer, count: int) -> dict[str, Any]:
         "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
         "losses": [round(loss, 3) for loss in losses],
     }
-    if not case.adapt.is_partial:
-        flops, peak = trainer.flops(batch), peak_flops(torch.cuda.get_device_name())
-        result["tflop_per_step"] = round(flops / 1e12, 1)
-        result["tflop_per_s"] = round(flops / step_s / 1e12, 1)
-        result["mfu"] = round(flops / step_s / peak, 4) if peak else None
+    flops, peak = trainer.flops(batch), peak_flops(torch.cuda.get_device_name())
+    result["tflop_per_step"] = round(flops / 1e12, 1)
+    result["tflop_per_s"] = round(flops / step_s / 1e12, 1)
+    result["mfu"] = round(flops / step_s / peak, 4) if peak else None
     return result
 
 

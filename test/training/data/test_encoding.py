@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,19 @@ from nvila_ros.models.config import NvilaConfig, nano_config
 from nvila_ros.models.inputs import prepare, prepare_video
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import image_tiles
-from nvila_ros.models.prompt import navigation_prompt
+from nvila_ros.models.prompt import chat_prompt, navigation_prompt
+from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.training.data.encoding import IGNORED, encode, pixel_values
 from nvila_ros.training.data.fuse import embed_batch
 from nvila_ros.training.data.packing import pack
-from nvila_ros.training.data.sample import FrameFile, Sample, Turn, open_frame, shown_indices
+from nvila_ros.training.data.sample import (
+    ClipFile,
+    FrameFile,
+    Sample,
+    Turn,
+    open_frame,
+    shown_indices,
+)
 from nvila_ros.training.vocabulary import build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -28,7 +37,8 @@ NAVIGATION = ACTIONS[3].sentence
 
 def network(config: NvilaConfig) -> Nvila:
     model = Nvila.from_scratch(config, std=0.1)
-    model.connect(TOKENIZER.media_ids, TOKENIZER.encode(config.frame_end_text))
+    skipped = TOKENIZER.padding_and_end_ids if config.skips_end_after_media else ()
+    model.connect(TOKENIZER.media_ids, TOKENIZER.encode(config.frame_end_text), skipped)
     return model
 
 
@@ -99,6 +109,18 @@ def test_a_picture_at_several_scales() -> None:
         config,
         sample("image", pictures, ("<image>Where is it?", "ahead.")),
         lambda model: prepare(model, TOKENIZER, "<image>Where is it?", pictures),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"skips_end_after_media": True}, {"frame_end_text": ""}], ids=str
+)
+def test_a_message_that_ends_with_its_picture(changes: dict) -> None:
+    pictures = frames(1)
+    assert_fused_alike(
+        dataclasses.replace(NANO, **changes),
+        sample("image", pictures, ("Where is it? <image>", "ahead.")),
+        lambda model: prepare(model, TOKENIZER, "Where is it? <image>", pictures),
     )
 
 
@@ -188,3 +210,54 @@ def test_a_row_without_frames_is_refused(kind: str) -> None:
 def test_grey_pictures_become_rgb(tmp_path) -> None:
     Image.new("L", (5, 4), 7).save(tmp_path / "grey.png")
     assert open_frame(FrameFile(tmp_path / "grey.png")).mode == "RGB"
+
+
+def test_a_released_tokenizer_sees_the_same_words_in_pieces_and_as_a_whole() -> None:
+    """Turn by turn is how answers are found; whole is how the reference encodes a conversation."""
+    folder = Path(__file__).parents[2] / "data" / "conformance" / "lite" / "llm"
+    tokenizer = Tokenizer.load(folder)
+    turns = [
+        ("<image>Where is the red chair?", "It's 30 degrees left, 2.5 m away."),
+        ("And\nthe door?", "Behind you.\nTurn round."),
+    ]
+    encoded = encode(sample("image", frames(1), *turns), tokenizer, NANO)
+    messages = [
+        (role, text)
+        for user, answer in turns
+        for role, text in (("user", user), ("assistant", answer))
+    ]
+    whole: list[int] = []
+    for token in tokenizer.encode(chat_prompt(messages, add_generation_prompt=False)):
+        is_image = token == tokenizer.image_id
+        whole += [-1] * NANO.tokens_per_frame + [*tokenizer.newline_ids] if is_image else [token]
+    mine = encoded.ids.clone()
+    mine[encoded.places] = -1
+    assert mine.tolist() == whole[: len(mine)]
+    assert whole[len(mine) :] == list(tokenizer.newline_ids)
+
+
+def save_video(path: Path, count: int) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(count):
+            shade = np.full((48, 64, 3), 12 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def test_a_video_file_is_sampled_evenly(tmp_path: Path) -> None:
+    save_video(tmp_path / "clip.mp4", 20)
+    row = sample("video", (ClipFile(tmp_path / "clip.mp4"),), ("<vila/video>What?", "left."))
+    encoded = encode(row, TOKENIZER, NANO)
+    shades = encoded.tiles.float().mean((1, 2, 3)).tolist()
+    assert len(encoded.media) == 1 and len(shades) == NANO.num_video_frames
+    assert shades == sorted(shades) and shades[0] < 10 and shades[-1] > 200
+
+
+def test_a_broken_video_is_a_broken_row(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"nothing")
+    row = sample("video", (ClipFile(tmp_path / "clip.mp4"),), ("<vila/video>What?", "left."))
+    with pytest.raises(DataError, match=r"row: .*clip\.mp4"):
+        encode(row, TOKENIZER, NANO)

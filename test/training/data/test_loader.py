@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import gc
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from nvila_ros.training.data.loader import Loader, LoaderSettings
 from nvila_ros.training.data.mixture import MixtureConfig
 from nvila_ros.training.data.packing import PackedBatch
 from nvila_ros.training.data.sample import FrameBytes, Sample, Turn
+from nvila_ros.training.data.shard_writing import write_shards
+from nvila_ros.training.data.shards import find_shards
 from nvila_ros.training.data.stream import ListSource
 from nvila_ros.training.vocabulary import build_tokenizer
 
@@ -108,6 +112,24 @@ def test_a_loaded_state_gives_the_same_batches(num_workers: int, consumed: int) 
     resumed.close()
 
 
+@pytest.mark.parametrize("consumed", [0, 3])
+def test_workers_go_on_within_shards(consumed: int, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    write_shards(VIEWS.samples, tmp_path, max_samples=7)
+    source = find_shards(str(tmp_path), "views", buffer_size=6)
+    settings = {"num_workers": 2, "window": 5}
+    first = loader(sources=(source, TEXTS), **settings)
+    for _ in range(consumed):
+        next(first)
+    state = json.loads(json.dumps(first.state_dict()))
+    expected = [next(first) for _ in range(5)]
+    resumed = loader(sources=(source, TEXTS), **settings)
+    resumed.load_state_dict(state)
+    assert all(same(next(resumed), batch) for batch in expected)
+    first.close()
+    resumed.close()
+
+
 def test_a_state_of_other_workers_is_refused() -> None:
     state = loader(num_workers=3).state_dict()
     with pytest.raises(DataError, match="num_workers=3"):
@@ -162,3 +184,25 @@ def test_a_recipe_names_the_mixture_and_a_wrong_key_is_an_error() -> None:
         load(MixtureConfig, {**data, "loader": {"windw": 3}})
     with pytest.raises(ConfigError, match="one name each"):
         load(MixtureConfig, {"sources": data["sources"] * 2})
+
+
+def test_a_sample_is_changed_in_another_way_each_epoch() -> None:
+    source = ListSource("views", (sample(1), sample(2)))
+    settings = {"augmentation": AugmentationConfig(share=1.0), "window": 2, "epochs": 2}
+    first, second = loader(sources=(source,), **settings)
+    tiles = [
+        dict(zip(b.keys, b.pixels[b.tile_rows].split(b.num_tiles), strict=True))
+        for b in (first, second)
+    ]
+    assert not torch.equal(tiles[0]["views1"], tiles[1]["views1"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_worker_processes_end_in_silence(start_method: str, capfd) -> None:
+    batches = loader(num_workers=2, start_method=start_method)
+    next(batches)
+    batches.close()
+    gc.collect()
+    captured = capfd.readouterr()
+    assert "terminate called" not in captured.err and "Aborted" not in captured.err
