@@ -3,17 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEED ?=
 INSTRUCTION ?=
+DASHBOARD ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test train-smoke lint format bench bench-gpu bench-train bench-load clean
+.PHONY: setup demo test train-smoke lint format docs bench bench-gpu bench-train bench-load clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/"
+	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=1 to watch in a browser"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+	@echo "make docs                                  the documentation site into site/; a broken link is an error"
 	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
@@ -22,7 +24,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup
-	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))')
+	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(DASHBOARD),--dashboard)
 
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -38,6 +40,11 @@ lint: setup
 format: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: setup
+	@$(BIN)/python -c "import material, mkdocstrings_handlers.python" 2>/dev/null || $(BIN)/python -m pip install -qq -c constraints.txt --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet no warning would count
+	@echo "site/index.html; with search: $(BIN)/python -m http.server --directory site --bind 127.0.0.1"
 
 bench: setup
 	@$(BIN)/python test/bench/run.py
@@ -56,4 +63,4 @@ bench-train: setup
 	@$(BIN)/python test/bench/gpu/bench_train.py $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv build install log demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build install log demo site .pytest_cache .ruff_cache .mypy_cache

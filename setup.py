@@ -31,6 +31,7 @@ setup(
         (f"share/{PACKAGE}/launch", glob("launch/*.launch.py")),
         (f"share/{PACKAGE}/config", glob("config/*.*")),
         (f"share/{PACKAGE}/config/sros2", glob("config/sros2/*")),
+        (f"share/{PACKAGE}/config/gazebo", glob("config/gazebo/*")),
         # A wheel puts console scripts into bin/ only; ros2 run and launch look into lib/<package>/.
         (f"lib/{PACKAGE}", glob("libexec/*")),
     ],
@@ -74,13 +75,23 @@ setup(
         "browser-test": ["playwright"],
         # MCAP recordings where rosbag2 is missing: record, replay, train on them (30 MB).
         "record": ["mcap", "mcap-ros2-support"],
+        # The bridge to a Habitat server.
+        "habitat": ["pyzmq"],
+        # The tower for other engines, and ONNX Runtime to run it on a CPU (110 MB).
+        "export": ["onnx", "onnxruntime"],
+        # Engines for GeForce and RTX cards, built without a GPU (240 MB).
+        "tensorrt-rtx": ["tensorrt-rtx-cu13; platform_machine == 'x86_64'"],
+        # The documentation site, `make docs` (145 MB); its packages need Python 3.11.
+        "docs": ["mkdocs", "mkdocs-material", "mkdocstrings[python]"],
         # transformers is the oracle that the network's tests compare with.
         "test": ["hypothesis", "mypy", "pytest", "ruff", "transformers", "types-PyYAML"],
     },
     entry_points={
         "console_scripts": [
             f"nvila = {PACKAGE}.cli:main",
+            f"dashboard_node = {PACKAGE}.nodes.dashboard_node:main",
             f"navigator_node = {PACKAGE}.nodes.navigator_node:main",
+            f"recorder_node = {PACKAGE}.nodes.recorder_node:main",
             f"simulator_node = {PACKAGE}.nodes.simulator_node:main",
             f"habitat_node = {PACKAGE}.nodes.habitat_node:main",
         ],

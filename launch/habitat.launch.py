@@ -5,17 +5,15 @@ Habitat itself runs in its own Python environment, started before this:
 python nvila_ros/evaluation/habitat_server.py --scenes data/scene_datasets
 """
 
-import os
 from pathlib import Path
 
 import yaml
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
+from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from nvila_ros.ros_environment import added_environment, share_folder
+from nvila_ros.ros_environment import share_folder
+from nvila_ros.ros_launch import declared, navigator, own_node, reader
 
 SHARE = share_folder()
 # name, default, description; the navigator's own arguments are shown and taken too
@@ -30,40 +28,22 @@ ARGUMENTS = (
 
 def start_habitat(context: LaunchContext) -> list[Node]:
     """The bridge node, once the arguments are known."""
-
-    def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    given = reader(context)
     parameters = {name: given(name) for name in ("dataset", "split", "endpoint")}
     parameters["data"] = str(Path(given("data")).expanduser())
     parameters["episode_index"] = int(given("episode_index"))
     if given("enable_stamped_cmd_vel"):
         parameters["enable_stamped_cmd_vel"] = yaml.safe_load(given("enable_stamped_cmd_vel"))
     topics = ("image", "odom", "cmd_vel")
-    return [
-        Node(
-            package="nvila_ros",
-            executable="habitat_node",
-            name="habitat",
-            namespace=given("namespace"),
-            parameters=[parameters],
-            remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
-            arguments=["--ros-args", "--log-level", given("log_level")],
-            additional_env=added_environment(os.environ),
-            output="screen",
-            emulate_tty=True,
-        )
-    ]
+    return [own_node("habitat", given, [parameters], topics)]
 
 
 def generate_launch_description() -> LaunchDescription:
     """Read by `ros2 launch`."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, default, text in ARGUMENTS
-    ]
-    navigator = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(SHARE / "launch" / "navigate.launch.py")),
-        launch_arguments={"use_sim_time": "true"}.items(),
+    return LaunchDescription(
+        [
+            *declared(ARGUMENTS),
+            navigator(use_sim_time="true"),
+            OpaqueFunction(function=start_habitat),
+        ]
     )
-    return LaunchDescription([*declared, navigator, OpaqueFunction(function=start_habitat)])

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the navigator: ros2 launch nvila_ros navigate.launch.py image_topic:=/camera/image_raw."""
 
-import os
 from pathlib import Path
 
 import yaml
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
+from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from nvila_ros.ros_environment import added_environment, share_folder
+from nvila_ros.ros_environment import share_folder
+from nvila_ros.ros_launch import Given, declared, own_node, reader
 
 # name, default, description
 ARGUMENTS = (
@@ -30,12 +29,15 @@ ARGUMENTS = (
     ("cmd_vel_topic", "cmd_vel", "Where velocities go; cmd_vel_nav beside Nav2"),
     ("instruction_topic", "instruction", "std_msgs/String: where to go"),
     ("emergency_stop_topic", "emergency_stop", "std_msgs/Bool: true stops until it is cleared"),
+    ("dashboard", "false", "Serve a page to see and steer by; its address is printed"),
+    ("dashboard_port", "8642", "Port of that page on 127.0.0.1; 0 takes a free one"),
 )
 # These become parameters; empty leaves the file's value.
 PARAMETERS = (
     ("model_path", "", "Checkpoint folder; empty is the file's, by default the shipped model"),
     ("device", "", "Torch device of the model: cpu, cuda, auto"),
     ("backend", "", "kernels is the fast path of a CUDA GPU, torch the plain one, auto picks"),
+    ("vision_backend", "", "The tower: auto, or an exported one: onnxruntime, tensorrt"),
     ("executor", "", "primitives (our own on cmd_vel) or nav2 (its behaviour server)"),
     ("execute", "", "false decides and reports but never moves the robot"),
     ("image_transport", "", "raw or compressed"),
@@ -45,38 +47,35 @@ PARAMETERS = (
 
 def start(context: LaunchContext) -> list[Node]:
     """The node, once the arguments are known."""
-
-    def given(name: str) -> str:
-        return LaunchConfiguration(name).perform(context)
-
+    given = reader(context)
     parameters = {name: yaml.safe_load(given(name)) for name, _, _ in PARAMETERS if given(name)}
     if "model_path" in parameters:
         parameters["model_path"] = str(Path(given("model_path")).expanduser())
     for name in ("use_sim_time", "autostart"):
         parameters[name] = yaml.safe_load(given(name))
     topics = ("image", "odom", "scan", "cmd_vel", "instruction", "emergency_stop")
+    watchers = [dashboard(given)] if yaml.safe_load(given("dashboard")) else []
     return [
-        Node(
-            package="nvila_ros",
-            executable="navigator_node",
-            name="navigator",
-            namespace=given("namespace"),
-            parameters=[given("params_file"), parameters],
-            remappings=[(topic, given(f"{topic}_topic")) for topic in topics],
-            arguments=["--ros-args", "--log-level", given("log_level")],
-            additional_env=added_environment(os.environ),
+        *watchers,
+        own_node(
+            "navigator",
+            given,
+            [given("params_file"), parameters],
+            topics,
             respawn=yaml.safe_load(given("use_respawn")),
             respawn_delay=2.0,
-            output="screen",
-            emulate_tty=True,
-        )
+        ),
     ]
+
+
+def dashboard(given: Given) -> Node:
+    """The page's own process: when it ends, the navigator drives on."""
+    port = int(given("dashboard_port"))
+    parameters = {"port": port, "image_transport": given("image_transport") or "raw"}
+    topics = ("image", "odom", "instruction", "emergency_stop")
+    return own_node("dashboard", given, [parameters], topics, arguments=[])
 
 
 def generate_launch_description() -> LaunchDescription:
     """Read by `ros2 launch`."""
-    declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text)
-        for name, default, text in (*ARGUMENTS, *PARAMETERS)
-    ]
-    return LaunchDescription([*declared, OpaqueFunction(function=start)])
+    return LaunchDescription([*declared((*ARGUMENTS, *PARAMETERS)), OpaqueFunction(function=start)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scale per linear for its activations, from calibration frames: what static int8 needs."""
+"""One rounding per linear for its activations, from calibration frames: what static int8 needs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nvila_ros.errors import ExportError
 from nvila_ros.kernels.reference import INT8_LIMIT
 from nvila_ros.kernels.w8a8 import W8A8Linear
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.onnx_graph import Rounding
 from nvila_ros.models.onnx_vision import layer_linears
 
 KEPT_ROWS = 4096  # per linear: what a scale is chosen on
@@ -24,10 +25,10 @@ CUTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.12, 0.
 
 
 @torch.inference_mode()
-def calibrate(model: Nvila, frames: Sequence[Tensor]) -> dict[str, float]:
-    """(3, S, S) frames in [-1, 1] -> a scale per int8 linear of the tower, by name.
+def calibrate(model: Nvila, frames: Sequence[Tensor]) -> dict[str, Rounding]:
+    """(3, S, S) frames in [-1, 1] -> how each int8 linear of the tower rounds, by name.
 
-    The scale is the one with the least error of what the linear gives out, as far as single
+    The rounding is the one with the least error of what the linear gives out, as far as single
     channels tell: sum over channels k of |W[:, k]|^2 E (x[k] - round(x[k]))^2.
     """
     if not frames:
@@ -38,27 +39,42 @@ def calibrate(model: Nvila, frames: Sequence[Tensor]) -> dict[str, float]:
         for number, layer in enumerate(layers)
         for name, linear in layer_linears(layer).items()
     }
+    place = model.vision_tower.vision_model.embeddings.position_embedding.weight
     samples = {name: _Sample(len(frames) * model.config.vision.grid_side**2) for name in linears}
     with _watching(linears, samples):
         for begin in range(0, len(frames), FRAMES_PER_PASS):
             pixels = torch.stack(list(frames[begin : begin + FRAMES_PER_PASS]))
-            model.vision_tower(pixels.to(model.device, model.dtype))
-    return {name: best_scale(samples[name].rows, _importance(linears[name])) for name in linears}
+            model.vision_tower(pixels.to(place.device, place.dtype))
+    return {name: best_rounding(samples[name].rows, _importance(linears[name])) for name in linears}
 
 
-def best_scale(rows: Tensor, importance: Tensor) -> float:
-    """(M, K) activations and (K,) weights of their errors -> the scale with the least error."""
-    largest = float(rows.abs().max())
-    if not largest < float("inf"):
+def best_rounding(rows: Tensor, importance: Tensor) -> Rounding:
+    """(M, K) activations and (K,) weights of their errors -> the rounding with the least error.
+
+    Around zero, and around the middle of the range: a GELU gives out -0.17 and more, so that half
+    of the codes around zero would stand for nothing.
+    """
+    lowest, highest = float(rows.min()), float(rows.max())
+    if not max(-lowest, highest) < float("inf"):
         raise ExportError("activations of the calibration frames are not finite")
-    best, least = SMALLEST, float("inf")
+    best, least = Rounding(SMALLEST), float("inf")
     for cut in CUTS:
-        scale = max(cut * largest / INT8_LIMIT, SMALLEST)
-        error = rows - (rows / scale).round_().clamp_(-INT8_LIMIT - 1, INT8_LIMIT) * scale
-        total = float(error.square_().mean(0) @ importance)
-        if total < least:
-            best, least = scale, total
+        reach = cut * max(-lowest, highest)
+        low, high = max(lowest, -reach), min(highest, reach)
+        for rounding in (
+            Rounding(max(reach / INT8_LIMIT, SMALLEST)),
+            Rounding(max((high - low) / (2 * INT8_LIMIT), SMALLEST), (high + low) / 2),
+        ):
+            error = rows - _rounded(rows, rounding)
+            total = float(error.square_().mean(0) @ importance)
+            if total < least:
+                best, least = rounding, total
     return best
+
+
+def _rounded(rows: Tensor, rounding: Rounding) -> Tensor:
+    codes = ((rows - rounding.middle) / rounding.scale).round_().clamp_(-INT8_LIMIT - 1, INT8_LIMIT)
+    return codes * rounding.scale + rounding.middle
 
 
 class _Sample:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ def import_onnx() -> Any:
             "exporting needs the package onnx; pip install 'nvila_ros[export]'"
         ) from None
     return onnx
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Activations x in int8: x is about scale * code + middle, |code| at most 128."""
+
+    scale: float
+    middle: float = 0.0
 
 
 class OnnxGraph:
@@ -75,7 +84,8 @@ class OnnxGraph:
     def floats(self, name: str, tensor: Tensor) -> str:
         """A float weight in the graph's type; ExportError where it does not fit into it."""
         array = tensor.detach().float().cpu().numpy()
-        stored = array.astype(self._numpy_type)
+        with np.errstate(over="ignore"):  # told apart below, by name
+            stored = array.astype(self._numpy_type)
         if not np.isfinite(stored).all():
             raise ExportError(
                 f"{name} has values up to {np.abs(array).max():g} that {stored.dtype} cannot hold; "
@@ -115,14 +125,21 @@ class OnnxGraph:
         name: str,
         weight: tuple[Tensor, Tensor],
         bias: Tensor | None,
-        activation_scale: float,
+        rounding: Rounding,
     ) -> str:
-        """The same in int8: codes (N, K) with a scale per output (N,), one scale for activations.
+        """The same in int8: codes (N, K) with a scale per output (N,), one rounding of activations.
 
         Written as the explicit Q/DQ pairs that ONNX Runtime and TensorRT turn into one product.
+        TensorRT refuses zero points, so the middle is taken off before and its product, which does
+        not depend on the activations, put into the bias.
         """
         codes, scales = weight
-        step = self.floats(f"{name}.activation_scale", torch.tensor(activation_scale))
+        if rounding.middle:
+            middle = self.floats(f"{name}.activation_middle", torch.tensor(rounding.middle))
+            value = self.node("Sub", [value, middle])
+            constant = rounding.middle * scales.double() * codes.double().sum(1)
+            bias = constant.float() if bias is None else (bias.double() + constant).float()
+        step = self.floats(f"{name}.activation_scale", torch.tensor(rounding.scale))
         zero = self.codes("zero", torch.tensor(0))
         quantized = self.node("QuantizeLinear", [value, step, zero])
         rounded = self.node("DequantizeLinear", [quantized, step, zero])
@@ -172,6 +189,8 @@ class OnnxGraph:
                 f"cannot write {path}: {error.strerror or error}; it needs "
                 f"{num_bytes / 1e6:.0f} MB, free some or choose another --out"
             ) from error
+        if external:  # onnx makes it for its owner alone
+            (path.parent / weights_file).chmod(partial.stat().st_mode)
         partial.replace(path)
 
     def _biased(self, value: str, name: str, bias: Tensor | None) -> str:

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from nvila_ros.errors import ExportError
 from nvila_ros.kernels.w8a8 import W8A8Linear
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.onnx_graph import OnnxGraph, attention_scale
+from nvila_ros.models.onnx_graph import OnnxGraph, Rounding, attention_scale
 from nvila_ros.models.projector import SpaceToChannel
 from nvila_ros.models.vision import VisionAttention, VisionLayer
 
 INPUT, OUTPUT = "pixels", "features"
 FRAMES = "frames"  # the axis that varies
 
-ActivationScales = Mapping[str, float]  # of each int8 linear, by its name in the tower
+Roundings = Mapping[str, Rounding]  # of each int8 linear's activations, by its name in the tower
 
 
 def vision_graph(
-    model: Nvila, float_type: torch.dtype, scales: ActivationScales | None = None
+    model: Nvila, float_type: torch.dtype, scales: Roundings | None = None
 ) -> OnnxGraph:
     """pixels (F, 3, S, S) in [-1, 1] -> features (F, T, D), any F.
 
@@ -81,9 +81,7 @@ def _embeddings(graph: OnnxGraph, model: Nvila, pixels: str) -> str:
 class _LayerWriter:
     """Writes layers of the tower one after the other."""
 
-    def __init__(
-        self, graph: OnnxGraph, num_heads: int, scales: ActivationScales | None
-    ) -> None:
+    def __init__(self, graph: OnnxGraph, num_heads: int, scales: Roundings | None) -> None:
         self._graph, self._num_heads, self._scales = graph, num_heads, scales
 
     def layer(self, hidden: str, layer: VisionLayer, name: str) -> str:
@@ -109,9 +107,7 @@ class _LayerWriter:
         stacked = graph.reshape(joined, [0, 0, 3, heads, head_width])
         stacked = graph.transpose(stacked, [2, 0, 3, 1, 4])
         query, key, value = (
-            graph.node(
-                "Gather", [stacked, graph.integers_scalar(f"index_{place}", place)], axis=0
-            )
+            graph.node("Gather", [stacked, graph.integers_scalar(f"index_{place}", place)], axis=0)
             for place in range(3)
         )
         query = graph.node("Mul", [query, graph.floats("head_scale", attention_scale(head_width))])
@@ -142,7 +138,7 @@ def _dense(linear: nn.Module) -> Tensor:
 
 
 def _projector(graph: OnnxGraph, model: Nvila, hidden: str) -> str:
-    """Folds blocks of patches into channels; norms, linears and GELUs as the checkpoint has them."""
+    """Blocks of patches into channels; norms, linears and GELUs as the checkpoint has them."""
     for index, module in enumerate(model.mm_projector.layers):
         name = f"projector.{index}"
         if isinstance(module, SpaceToChannel):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from nvila_ros.models.runtime import Engine
 from nvila_ros.models.runtime_memory import is_out_of_memory, out_of_memory, too_little
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.models.trie import TokenTrie
+from nvila_ros.models.vision_engine import with_vision_backend
 
 BACKENDS = ("auto", "torch", "kernels")
 
@@ -132,11 +133,15 @@ def load_engine(
     dtype: torch.dtype | None = None,
     *,
     backend: str = "auto",
+    vision_backend: str = "auto",
     num_frames: int | None = None,
     quantizes: bool = False,
+    on_notice: Callable[[str], None] = _log.warning,
 ) -> tuple[InferenceEngine, Tokenizer]:
     """A checkpoint folder -> what answers from it on this device, and its tokenizer.
 
+    `on_notice` is told what was not used although it was there or wanted, and why.
+    `vision_backend` may put an exported tower in place of the engine's own (`vision_engine`).
     CheckpointError for a folder that cannot be used, ConfigError for a device or backend that
     cannot be had or is too small.
     """
@@ -157,13 +162,14 @@ def load_engine(
             engine = Engine.from_model(
                 model, max_frames=frames, quantizes=quantizes, releases=True
             )  # fmt: skip
-            return engine, tokenizer
+            return with_vision_backend(engine, folder, vision_backend, on_notice), tokenizer
         except KernelError as error:
             if backend == "kernels" or quantizes:
                 raise
-            _log.warning("%s: plain torch answers instead of the fast kernels", error)
+            on_notice(f"{error}: plain torch answers instead of the fast kernels")
         model, tokenizer = _load(folder, place, dtype, num_frames)  # packing has used it up
-    return TorchEngine(model), tokenizer
+    engine = with_vision_backend(TorchEngine(model), folder, vision_backend, on_notice)
+    return engine, tokenizer
 
 
 def _load(

@@ -22,10 +22,15 @@ import typer
 from nvila_ros import (
     __version__,
     cli_checkpoints,
+    cli_dashboard,
     cli_data,
     cli_delta_loss,
+    cli_doctor,
+    cli_export,
     cli_merge,
     cli_quantize,
+    cli_record,
+    cli_report,
     cli_train,
     cli_vlnce,
 )
@@ -40,6 +45,8 @@ from nvila_ros.cli_options import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    VisionBackendName,
+    VisionBackendOption,
     print_json,
 )
 from nvila_ros.cli_scale import GpusOption, RayOption, episode_evaluator
@@ -56,10 +63,16 @@ app = typer.Typer(
 )
 app.add_typer(cli_checkpoints.app)  # their commands stand beside these
 app.add_typer(cli_quantize.app)
+app.add_typer(cli_export.app)
 app.add_typer(cli_merge.app)
+app.add_typer(cli_report.app)
+app.add_typer(cli_record.app)
+app.add_typer(cli_doctor.app)
 cli_data.app.add_typer(cli_delta_loss.app)
+cli_data.app.add_typer(cli_record.data_app)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_train.app)
+app.add_typer(cli_dashboard.app)
 app.add_typer(cli_vlnce.app)
 
 
@@ -100,6 +113,9 @@ def demo(
     model: ModelOption = NANO_FOLDER,
     output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
     timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 100.0,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve a page to watch by; prints its address.")
+    ] = False,
     require_success: RequireOption = False,
 ) -> None:
     """Drive one episode through real ROS 2 topics: simulator and navigator are two processes."""
@@ -111,6 +127,7 @@ def demo(
         model_path=model,
         output=output,
         timeout_s=timeout_s,
+        dashboard=dashboard,
     )
     result = run_demo(settings)
     if require_success and not result["success"]:
@@ -128,9 +145,16 @@ def simulate(
     model: ModelOption = NANO_FOLDER,
     device: DeviceOption = "cpu",
     backend: BackendOption = BackendName.auto,
+    vision_backend: VisionBackendOption = VisionBackendName.auto,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Decide in the mirror too: twice the time.")
+    ] = False,
     max_decisions: Annotated[int, typer.Option(min=1)] = 200,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for a floor plan of every episode.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for one HTML page about the run, and its numbers.")
     ] = None,
     ray: RayOption = None,
     gpus: GpusOption = 0.0,
@@ -142,7 +166,7 @@ def simulate(
 ) -> None:
     """Drive episodes in closed loop without ROS and measure how well it goes."""
     from nvila_ros.config import EvaluationConfig
-    from nvila_ros.evaluation.pool import EvaluationJob
+    from nvila_ros.evaluation.pool import EvaluationJob, evaluate
     from nvila_ros.evaluation.simulate import simulate as run
 
     job = EvaluationJob(
@@ -151,14 +175,21 @@ def simulate(
         model_path=model if policy is DriverName.model else None,
         device=device,
         backend=backend.value,
+        vision_backend=vision_backend.value,
         control=control.value,
+        mirrors=mirror,
         config=EvaluationConfig(max_decisions=max_decisions),
+        keeps_frames=report is not None,
     )
-    if ray is None and keep is None:
-        run(job, num_workers=workers, as_json=as_json, plans=plans)
-        return
-    evaluator = episode_evaluator(ray, gpus, keep)
-    run(job, num_workers=workers, as_json=as_json, plans=plans, evaluator=evaluator)
+    evaluator = evaluate if ray is None and keep is None else episode_evaluator(ray, gpus, keep)
+    run(
+        job,
+        num_workers=workers,
+        as_json=as_json,
+        plans=plans,
+        report_folder=report,
+        evaluator=evaluator,
+    )
 
 
 @app.command()

@@ -44,6 +44,22 @@ class BackendName(str, enum.Enum):
 BackendOption = Annotated[
     BackendName, typer.Option(help="Fast CUDA kernels where the GPU has them, else plain torch.")
 ]
+
+
+class VisionBackendName(str, enum.Enum):
+    """Who computes features: the engine itself, or what `nvila export` made."""
+
+    auto = "auto"
+    kernels = "kernels"
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+    torch = "torch"
+
+
+VisionBackendOption = Annotated[
+    VisionBackendName,
+    typer.Option(help="The tower: auto takes the fastest of the engine's and the exported ones."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

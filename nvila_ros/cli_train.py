@@ -58,10 +58,19 @@ def train(
     if show:
         show_recipes([load_stage(path, overrides) for path in paths], as_json=as_json)
         return
-    from nvila_ros.training.train import RunOptions, run_chain, run_stage
+    from nvila_ros.training.train import (
+        RunOptions,
+        is_first_rank,
+        part_ranks,
+        run_chain,
+        run_stage,
+    )
 
     options = RunOptions(runs=runs, resume=resume, start=start, overrides=overrides, use_cpu=cpu)
     output = run_chain(family, options) if family else run_stage(paths[0], options)
+    part_ranks()
+    if not is_first_rank():
+        return
     if as_json:
         print_json({"model": str(output)})
     else:

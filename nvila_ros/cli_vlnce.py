@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,6 +48,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with a server.")] = 1,
     shard: Annotated[int, typer.Option(min=0, help="Which part this process drives.")] = 0,
     num_shards: Annotated[int, typer.Option(min=1, help="Of so many parts.")] = 1,
+    report: Annotated[Path | None, typer.Option(help="Folder for one HTML page.")] = None,
 ) -> None:
     """Drive VLN-CE's episodes in discrete steps and write the papers' metrics; resumable."""
     from nvila_ros.evaluation.vlnce_episodes import load_vlnce
@@ -73,7 +75,13 @@ def evaluate(
                 f"{name}: SR {m.sr:.0f} SPL {m.spl:.2f} NE {m.ne:.2f}", file=sys.stderr
             ),
         )
-    print_json(_finite(write_summary(episodes, output)))
+    summary = write_summary(episodes, output)
+    if report is not None:
+        from nvila_ros.evaluation.html_report_vlnce import write_vlnce_report
+
+        facts = {"title": f"{dataset.value} {split}", "model": str(model), "device": device}
+        sys.stderr.write(f"report: {write_vlnce_report(report, facts, episodes, output)}\n")
+    print_json(_finite(summary))
 
 
 def _run_workers(endpoint: str, workers: int) -> None:
@@ -82,7 +90,8 @@ def _run_workers(endpoint: str, workers: int) -> None:
     if not port.isdigit():
         raise ConfigError(f"the endpoint is {endpoint!r}, expected a port at its end")
     arguments = sys.argv[1:]
-    for name in ("--workers", "--endpoint"):
+    for name in ("--workers", "--endpoint", "--report"):
+        arguments = [text for text in arguments if not text.startswith(f"{name}=")]
         while name in arguments:
             position = arguments.index(name)
             del arguments[position : position + 2]
@@ -97,8 +106,12 @@ def _run_workers(endpoint: str, workers: int) -> None:
         raise ConfigError(f"workers ended with {codes}; run the same command again to go on")
 
 
-def _finite(content: object) -> object:
-    """JSON knows no nan: null."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    return None if isinstance(content, float) and content != content else content
+def _finite(content: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither nan nor infinity: null."""
+    made: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            made[key] = _finite(value)
+        else:
+            made[key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return made

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 
 from nvila_ros.decision import Decision, Policy
 from nvila_ros.errors import ActionParseError
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Answer", "DecisionWorker", "Policy"]
 
@@ -141,6 +144,10 @@ class DecisionWorker:
         measure = getattr(self._policy, "memory_bytes", None)
         return int(measure()) if measure is not None else 0
 
+    def notices(self) -> tuple[str, ...]:
+        """What the model did not use at loading, and why."""
+        return getattr(self._policy, "notices", ())
+
     def _kill(self) -> None:
         kill = getattr(self._policy, "kill", None)
         if kill is not None:
@@ -211,7 +218,8 @@ class DecisionWorker:
     def _make_strip(self, policy: Policy) -> None:
         try:
             strip = policy.strip() if hasattr(policy, "strip") else None
-        except Exception:  # a picture for people is never worth an episode
+        except Exception as error:  # a picture for people is never worth an episode
+            _log.warning("no picture of what the model saw: %s", _say(error))
             return
         with self._condition:
             self._strip = strip

@@ -31,6 +31,11 @@ class NavigatorConfig:
         "kernels is the fast path of a CUDA GPU, torch the plain one, auto picks",
         one_of=("auto", "torch", "kernels"),
     )
+    vision_backend: str = setting(
+        "auto",
+        "the tower: the fastest of the engine's and of what nvila export made, or one by name",
+        one_of=("auto", "kernels", "tensorrt", "onnxruntime", "torch"),
+    )
     round_weights: bool = setting(
         False, "round float weights to int8 and int4 while loading; kernels only"
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from nvila_ros.models.prompt import navigation_prompt, user_prompt
 from nvila_ros.models.runtime_backend import InferenceEngine, as_engine, load_engine
 from nvila_ros.models.tokenizer import Tokenizer
 from nvila_ros.restraint import Restraint
+
+_log = logging.getLogger(__name__)
 
 
 class NavigationPolicy:
@@ -47,6 +50,7 @@ class NavigationPolicy:
         self._tokenizer = tokenizer
         self._trie = ActionTrie(tokenizer)
         self._restraint = Restraint()
+        self.notices: tuple[str, ...] = ()  # what was not used at loading, and why
         self._shown: list[Frame] = []  # by the last decision, oldest first
         self._sentence = ""
         self._prompt_ids: list[int] | None = None
@@ -64,17 +68,33 @@ class NavigationPolicy:
         history: HistoryConfig | None = None,
         *,
         backend: str = "auto",
+        vision_backend: str = "auto",
         quantizes: bool = False,
     ) -> NavigationPolicy:
         """Reads a checkpoint folder; CheckpointError names what is missing.
 
-        `backend` and `quantizes` are `load_engine`'s; ConfigError where they cannot be had.
+        Backends and `quantizes` are `load_engine`'s; ConfigError where they cannot be had.
         """
         num_frames = None if history is None else history.num_frames
+        notices: list[str] = []
+
+        def note(text: str) -> None:
+            _log.warning("%s", text)
+            notices.append(text)
+
         engine, tokenizer = load_engine(
-            folder, device, dtype, backend=backend, num_frames=num_frames, quantizes=quantizes
+            folder,
+            device,
+            dtype,
+            backend=backend,
+            vision_backend=vision_backend,
+            num_frames=num_frames,
+            quantizes=quantizes,
+            on_notice=note,
         )
-        return cls(engine, tokenizer, history)
+        policy = cls(engine, tokenizer, history)
+        policy.notices = tuple(notices)
+        return policy
 
     @property
     def special_tokens(self) -> tuple[str, ...]:

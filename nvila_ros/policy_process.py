@@ -51,6 +51,7 @@ class PolicyProcess:
         self._num_history_frames = num_frames - 1
         self._special_tokens: tuple[str, ...] = ()
         self._memory_bytes = 0
+        self.notices: tuple[str, ...] = ()  # see NavigationPolicy
         self.progress = "starting the model's process"
         self._call_lock = threading.Lock()
         self.num_dropped_images = 0
@@ -66,7 +67,7 @@ class PolicyProcess:
     def wait_until_loaded(self) -> PolicyProcess:
         """Returns itself when the model can decide; the error of loading otherwise."""
         try:
-            self._special_tokens, self._memory_bytes = self._receive()
+            self._special_tokens, self._memory_bytes, self.notices = self._receive()
             self.progress = "loaded"
         except BaseException:
             self.kill()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -36,7 +37,7 @@ class PolicyServer:
     def _load(self, arguments: dict[str, Any]) -> Any:
         self._connection.send(("progress", f"reading {arguments['folder']}"))
         self._policy = NavigationPolicy.load(**arguments)
-        return self._policy.special_tokens, _memory_bytes()
+        return self._policy.special_tokens, _memory_bytes(), self._policy.notices
 
     def _decide(self) -> Any:
         problem, self._problem = self._problem, None
@@ -105,6 +106,8 @@ def _memory_bytes() -> int:
 
 def main() -> None:
     """Entry point of the process."""
+    logging.basicConfig(format="[%(levelname)s] %(name)s: %(message)s")
+    logging.getLogger("nvila_ros").setLevel(logging.INFO)  # says which backend computes
     PolicyServer(Connection(int(os.environ["NVILA_POLICY_SOCKET"]))).run()
 
 

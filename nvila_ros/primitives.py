@@ -58,6 +58,10 @@ class MotionConfig:
         check_settings(self)
 
 
+# A motion is done within this share of its tolerance: the rest is for rolling out.
+DONE_SHARE = 0.4
+
+
 class PrimitiveState(str, enum.Enum):
     """Where a primitive stands."""
 
@@ -138,7 +142,7 @@ class Primitive:
         progress = (self._turned_rad if self._turns else forward_m) * math.copysign(1, self._target)
         remaining = abs(self._target) - progress
         reason = self._failure(progress, now_s, free_ahead_m)
-        if remaining <= 0.4 * self._tolerance:
+        if remaining <= DONE_SHARE * self._tolerance:
             return self._finish(PrimitiveState.DONE, "", forward_m)
         if reason:
             return self._finish(PrimitiveState.FAILED, reason, forward_m)
@@ -156,7 +160,9 @@ class Primitive:
         left = max(abs(self._target) - done * math.copysign(1, self._target), 0.0)
         braking = self._speed**2 / (2.0 * self._acceleration)
         cruise_s = max(left - braking, 0.0) / self._max_speed
-        left_s = cruise_s + self._speed / self._acceleration
+        # It is done before it has braked to zero: so near the target that it rolls out there.
+        end_speed = math.sqrt(2.0 * self._acceleration * DONE_SHARE * self._tolerance)
+        left_s = cruise_s + max(self._speed - end_speed, 0.0) / self._acceleration
         return (left_s, 0.0, left) if self._turns else (left_s, left, 0.0)
 
     def abort(self, reason: str) -> PrimitiveStep:

@@ -17,6 +17,7 @@ CORE = {
     "errors",
     "history",
     "history_strip",
+    "mirrored_policy",
     "navigator",
     "motion",
     "navigator_config",
@@ -43,11 +44,22 @@ ALLOWED = {
     "sim": {"errors"},
     "training": {"models", "kernels", "core", "sim"},
     "evaluation": {"models", "core", "sim"},
-    "recording": {"models", "core", "training"},
+    "recording": {"models", "core", "training", "evaluation", "ros"},
     "doctor": {"models", "core", "ros"},
-    "cli": {"models", "core", "sim", "evaluation", "training", "nodes", "recording", "doctor", "ros"},
+    "dashboard": {"models", "core"},
+    "cli": {
+        "models",
+        "core",
+        "sim",
+        "evaluation",
+        "training",
+        "nodes",
+        "recording",
+        "doctor",
+        "ros",
+    },
     "ros": {"core"},
-    "nodes": {"core", "models", "sim", "ros", "evaluation", "recording"},
+    "nodes": {"core", "models", "sim", "ros", "evaluation", "recording", "dashboard"},
 }
 
 

@@ -152,3 +152,21 @@ def test_abort_before_the_first_pose_is_zero():
 def test_settings_out_of_range_are_named(field, value):
     with pytest.raises(ConfigError, match=field):
         MotionConfig(**{field: value})
+
+
+@pytest.mark.parametrize("forward_m, turn_rad", [(0.75, 0.0), (0.25, 0.0), (0.0, 0.5)])
+def test_what_is_left_is_known_in_seconds(forward_m, turn_rad):
+    """Half a second before its end it is told to a tenth: thinking ahead lives on it."""
+    primitive, tick_s, now_s = Primitive(forward_m, turn_rad, MotionConfig()), 0.05, 0.0
+    along = yaw = 0.0
+    told = []
+    while True:
+        step = primitive.update(along, 0.0, yaw, now_s)
+        if step.state is not PrimitiveState.RUNNING:
+            break
+        told.append((now_s, primitive.remaining()[0]))
+        along += step.velocity.forward_m_s * tick_s
+        yaw += step.velocity.turn_rad_s * tick_s
+        now_s += tick_s
+    late = [(now_s - then_s, left_s) for then_s, left_s in told if now_s - then_s < 0.3]
+    assert late and all(abs(true_s - left_s) < 0.11 for true_s, left_s in late), late

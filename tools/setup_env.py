@@ -156,9 +156,9 @@ def pins_beside_ros() -> str:
 def install_packages(ros: str | None) -> None:
     """The package itself, editable, with its pinned dependencies."""
     pins = PINS
-    extras = "ros,test,train,scale,dashboard,record"
+    extras = "ros,test,train,scale,dashboard,record,export,tensorrt-rtx,habitat"
     if ros:
-        extras = "test,train,scale,dashboard,record"
+        extras = "test,train,scale,dashboard,record,export,tensorrt-rtx,habitat"
         pins = VENV / "constraints.txt"
         pins.write_text(pins_beside_ros(), encoding="utf-8")
     elif platform.machine() != "x86_64":

@@ -25,6 +25,7 @@ from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.renderer import Renderer
 from nvila_ros.sim.scene import Scene
 from nvila_ros.sim.world import World
+from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.questions import ask_about_view
 from nvila_ros.training.replay import history_indices
 from nvila_ros.training.sequences import SequenceBuilder
@@ -110,10 +111,12 @@ class Fleet:
         self._goal_of = {id(episode): index for index, episode in enumerate(found)}
         self.failed: list[Episode] = []
         self.episodes: list[Episode] = []
+        self.num_rounds = 0  # begun
+        self.active = np.zeros(0, bool)
         self.begin_round(settings)
 
     def begin_round(self, settings: FleetSettings) -> bool:
-        """Places robots at starts, failed episodes first; False where no episode is left.
+        """Places robots at starts, failed episodes first; False where no round or episode is left.
 
         They get at most half of the places. `settings` may change the drivers' shares.
         """
@@ -121,8 +124,12 @@ class Fleet:
         again, self.failed = self.failed[: settings.num_robots // 2], []
         fresh = settings.num_robots - len(again)
         self.episodes, self.waiting = again + self.waiting[:fresh], self.waiting[fresh:]
+        if self.num_rounds >= settings.num_rounds or not self.episodes:
+            self.episodes = []
+            return False
+        self.num_rounds += 1
         self._start(len(again))
-        return bool(self.episodes)
+        return True
 
     def _start(self, num_again: int) -> None:
         count = len(self.episodes)
@@ -287,25 +294,3 @@ class Fleet:
             if picture.shape[0] != size:
                 image = image.resize((size, size), Image.Resampling.BICUBIC)
             self.frames[robot, slot] = np.asarray(image)
-
-
-class PathProgress:
-    """Where along its episode's path a robot is, and which clause of the instruction that is."""
-
-    def __init__(self, episode: Episode):
-        path = np.asarray(episode.path, float)
-        lengths = np.r_[0.0, np.cumsum(np.hypot(*np.diff(path, axis=0).T))]
-        self.arc_m = np.linspace(0.0, lengths[-1], max(2, int(lengths[-1] / 0.1)))
-        self.points = np.stack([np.interp(self.arc_m, lengths, path[:, k]) for k in (0, 1)], 1)
-        self.clause_ends_m = np.array([clause.arc_m for clause in episode.clauses])
-
-    def advance(self, pose: np.ndarray, arc_m: float) -> float:
-        """The arc length of the nearest path point not far behind or ahead of the last one."""
-        window = (self.arc_m >= arc_m - 0.3) & (self.arc_m <= arc_m + 2.0)
-        squared = ((self.points - pose[:2]) ** 2).sum(1)
-        squared[~window] = np.inf
-        return max(arc_m, float(self.arc_m[squared.argmin()]))
-
-    def clause(self, arc_m: float) -> int:
-        """Index of the first clause not completed yet."""
-        return int(min((self.clause_ends_m < arc_m - 0.05).sum(), len(self.clause_ends_m) - 1))

@@ -83,20 +83,27 @@ class Monitor:
             return
         speeds = report.speeds(self.device, self.num_ranks)
         line = {**asdict(report), **speeds, "time_s": time.time()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._writer is not None:
-            for name in ("loss", "gradient_norm", "rate_factor"):
-                if getattr(report, name) is not None:
-                    self._writer.add_scalar(name, getattr(report, name), report.step)
-            for name, value in speeds.items():
-                self._writer.add_scalar(name, value, report.step)
+        try:
+            self._write(report, line, speeds)
+        except OSError as error:  # a full disk: the run's checkpoints matter, its log does not
+            self.note(f"nvila: step {report.step} is not in the log ({error})")
         mfu = f", MFU {speeds['mfu']:.0%}" if "mfu" in speeds else ""
         text = (
             f"step {report.step}, loss {report.loss:.3f}, {speeds['samples_per_s']:.1f} samples/s, "
             f"{speeds['tokens_per_s']:.0f} tokens/s{mfu}, waits {speeds['data_wait_share']:.0%}"
         )
         self._progress.update(self._task, completed=report.progress, text=text)
+
+    def _write(self, report: StepReport, line: dict[str, Any], speeds: dict[str, float]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._writer is None:
+            return
+        for name in ("loss", "gradient_norm", "rate_factor"):
+            if getattr(report, name) is not None:
+                self._writer.add_scalar(name, getattr(report, name), report.step)
+        for name, value in speeds.items():
+            self._writer.add_scalar(name, value, report.step)
 
     def note(self, text: str) -> None:
         """A line above the bar."""

@@ -87,6 +87,7 @@ def ask_about_view(
 
 
 def where_question(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
+    """Asks on which side and how far one of the seen things is."""
     thing = seen[rng.integers(len(seen))]
     answer = f"It is {side_words(thing.bearing_rad)}, {distance_words(thing.distance_m)}."
     return f"Where is the {thing.name}?", answer
@@ -95,6 +96,7 @@ def where_question(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[st
 def absent_question(
     rng: np.random.Generator, seen: list[SeenObject], absent: list[str]
 ) -> tuple[str, str]:
+    """Asks for something that is not in view: absent, or a mixture of two seen things."""
     names = {thing.name for thing in seen}
     if len(seen) > 1 and rng.random() < 0.5:
         first, second = rng.choice(len(seen), 2, replace=False)
@@ -105,6 +107,7 @@ def absent_question(
 
 
 def what_question(rng: np.random.Generator, seen: list[SeenObject]) -> tuple[str, str]:
+    """Asks what the nearest thing on the side of one of the seen things is."""
     thing = seen[rng.integers(len(seen))]
     same_side = [s for s in seen if side_words(s.bearing_rad) == side_words(thing.bearing_rad)]
     nearest = min(same_side, key=lambda s: s.distance_m)

@@ -191,13 +191,21 @@ class RunState:
             shutil.rmtree(aside, ignore_errors=True)
         kept = newest(self.folder)
         free = shutil.disk_usage(self.folder).free
-        why = str(problem).strip() or type(problem).__name__ if problem else "another rank failed"
+        why = _reason(problem) if problem else "another rank failed"
         raise TrainingError(
             f"the checkpoint {aside.name.removeprefix(UNFINISHED)} could not be saved ({why}); "
             f"{free / 1e9:.2f} GB are free in {self.folder}. Nothing is lost up to "
             f"{kept.name if kept else 'the start of the stage'}: make room, then go on with "
             "--resume"
         ) from problem
+
+
+def _reason(problem: BaseException) -> str:
+    """One line; what torch wraps with the traces of all ranks is taken out."""
+    failures = getattr(problem, "failures", None)
+    if failures:
+        problem = next(iter(failures.values()))[0]
+    return str(problem).strip().partition("\n")[0] or type(problem).__name__
 
 
 @contextlib.contextmanager

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from nvila_ros.errors import ConfigError, NvilaError
@@ -13,6 +17,7 @@ from nvila_ros.training.scale import PENDING_PER_WORKER, Job, ScaleSettings, Uni
 LOGGER = logging.getLogger(__name__)
 MAX_TRIES = 5  # of one unit whose machine or process died: the sixth time it is the unit's fault
 POLL_S = 5.0
+REACH_TIMEOUT_S = 5.0
 
 
 def ray_results(
@@ -65,6 +70,7 @@ def connect(address: str | None) -> Any:
             f"--ray needs the library ray ({error}); pip install 'nvila_ros[scale]'"
         ) from None
     if not ray.is_initialized():
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -72,6 +78,31 @@ def connect(address: str | None) -> Any:
                 f"no Ray cluster at {address!r} ({error}); start one with `ray start --head`"
             ) from None
     return ray
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises ConfigError at once where nobody listens; Ray itself would wait for minutes."""
+    found = address
+    if address in (None, "auto"):
+        current = (
+            Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+            / "ray"
+            / "ray_current_cluster"
+        )
+        try:
+            found = os.environ.get("RAY_ADDRESS") or current.read_text().strip()
+        except OSError:
+            found = ""
+    host, _, port = (found or "").rpartition(":")
+    if "://" in (found or ""):
+        return
+    try:
+        socket.create_connection((host, int(port)), REACH_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster at {address!r} ({found or 'none was started here'}: {error}); "
+            "start one with `ray start --head`"
+        ) from None
 
 
 def _num_slots(ray: Any, settings: ScaleSettings) -> int:

@@ -168,6 +168,11 @@ class StageRecipe:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ConfigError(f"stage is {self.stage!r}, expected one of {', '.join(STAGES)}")
+        if self.precision.optimizer_states == "float8" and self.precision.compute == "float32":
+            raise ConfigError(
+                "precision: optimizer_states float8 keeps weights in bfloat16, compute is float32; "
+                "set compute to bfloat16, float8_tensor or float8_row"
+            )
         if self.time_std is not None and self.time_std <= 0.0:
             raise ConfigError(f"time_std is {self.time_std}, expected more than 0, or null")
         if self.score_scenes < 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,11 +136,23 @@ def run_chain(family: str, options: RunOptions, stages: Sequence[str] = STAGES) 
     """All stages of a family, each from the last one's output; finished ones are kept (resume)."""
     output: Path | None = None
     for stage in stages:
-        sys.stderr.write(f"nvila: {family} {stage}\n")
+        if is_first_rank():
+            sys.stderr.write(f"nvila: {family} {stage}\n")
         own = dataclasses.replace(options, start=options.start if stage == stages[0] else None)
         output = run_stage(recipe_path(family, stage), own)
     assert output is not None
     return output
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all, known before they have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def part_ranks() -> None:
+    """Leaves the group of processes that the stages were trained in."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def start_of(recipe: StageRecipe, options: RunOptions) -> Path | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from nvila_ros.mirrored_policy import MirroredPolicy
     from nvila_ros.policy import NavigationPolicy
     from nvila_ros.sim.oracle import Planner
 
@@ -31,7 +32,7 @@ class ModelDriver:
 
     needs_camera = True
 
-    def __init__(self, policy: "NavigationPolicy") -> None:
+    def __init__(self, policy: "NavigationPolicy | MirroredPolicy") -> None:
         self._policy = policy
         self.probabilities: tuple[float, ...] = ()
 

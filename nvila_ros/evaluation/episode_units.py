@@ -50,6 +50,7 @@ class EpisodeJob:
             "driver": job.driver,
             "model": None if job.model_path is None else str(job.model_path),
             "control": job.control,
+            "mirrors": job.mirrors,
             "config": dataclasses.asdict(job.config),
         }
 
@@ -106,5 +107,5 @@ def read_rollout(path: Path) -> Rollout:
             probabilities=tuple(map(tuple, content.get("probabilities", ()))),
             frames=tuple(base64.b64decode(frame) for frame in content.get("frames", ())),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SceneError) as error:
         raise SceneError(f"{path} is no rollout ({error!r}); remove it and run again") from None

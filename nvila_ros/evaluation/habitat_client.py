@@ -48,7 +48,7 @@ class HabitatClient:
                 "pyzmq, which talks to the Habitat server, is not installed: pip install pyzmq"
             ) from error
         self.endpoint, self._timeout_s = endpoint, timeout_s
-        self._socket = zmq.Context.instance().socket(zmq.REQ)
+        self._socket: Any = zmq.Context.instance().socket(zmq.REQ)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(endpoint)
 

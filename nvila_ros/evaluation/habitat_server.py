@@ -95,8 +95,8 @@ class HabitatWorld:
 
         state = habitat_sim.AgentState()
         state.position = position
-        half_rad = self._heading_rad / 2
-        state.rotation = np.quaternion(math.cos(half_rad), 0.0, math.sin(half_rad), 0.0)
+        up = np.array([0.0, 1.0, 0.0])
+        state.rotation = habitat_sim.utils.common.quat_from_angle_axis(self._heading_rad, up)
         self._simulator.get_agent(0).set_state(state)
 
     def _load(self, scene_id: str) -> None:
@@ -144,7 +144,7 @@ def serve(world: Any, endpoint: str, is_ended: Any = None) -> None:
     """Answers one request after the other; an error is an answer, not an end."""
     import zmq
 
-    socket = zmq.Context.instance().socket(zmq.REP)
+    socket: Any = zmq.Context.instance().socket(zmq.REP)
     socket.setsockopt(zmq.LINGER, 0)
     socket.bind(endpoint)
     while is_ended is None or not is_ended():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import threading
@@ -28,7 +29,9 @@ class EvaluationJob:
     model_path: Path | None = None
     device: str = "cpu"
     backend: str = "auto"
+    vision_backend: str = "auto"
     control: Control = "none"
+    mirrors: bool = False  # the model also decides in the mirror, see mirrored_policy.py
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
     keeps_frames: bool = False  # small pictures of what each decision saw, for reports
 
@@ -39,6 +42,8 @@ class EvaluationJob:
             raise ConfigError(f"control is {self.control!r}, expected one of {', '.join(CONTROLS)}")
         if self.driver == "model" and self.model_path is None:
             raise ConfigError("the model driver needs the path of a checkpoint folder")
+        if self.mirrors and self.driver != "model":
+            raise ConfigError("only a model decides in the mirror; leave --mirror out")
 
     def borrowed_seed(self, position: int) -> int:
         """The episode whose instruction the deaf control gives to this one."""
@@ -115,7 +120,19 @@ def _make_driver(job: EvaluationJob) -> Driver:
     from nvila_ros.policy import NavigationPolicy
 
     assert job.model_path is not None  # checked when the job was made
-    return ModelDriver(NavigationPolicy.load(job.model_path, job.device, backend=job.backend))
+    load = functools.partial(
+        NavigationPolicy.load,
+        job.model_path,
+        job.device,
+        backend=job.backend,
+        vision_backend=job.vision_backend,
+    )
+    policy = load()
+    if not job.mirrors:
+        return ModelDriver(policy)
+    from nvila_ros.mirrored_policy import MirroredPolicy
+
+    return ModelDriver(MirroredPolicy(policy, load()))
 
 
 def _reported(rollout: Rollout, on_result: Callable[[Rollout], None]) -> Rollout:

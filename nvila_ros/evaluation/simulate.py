@@ -36,6 +36,7 @@ def simulate(
     num_workers: int | None,
     as_json: bool,
     plans: Path | None = None,
+    report_folder: Path | None = None,
     evaluator: Evaluate = evaluate,
 ) -> dict[str, Any]:
     """Runs a job; progress goes to stderr, the result to stdout."""
@@ -46,6 +47,7 @@ def simulate(
         "policy": job.driver,
         "model": str(job.model_path) if job.model_path else None,
         "control": job.control,
+        "mirrored": job.mirrors,
         "seeds": [job.seeds[0], job.seeds[-1] + 1],
         **report.summarise([rollout.metrics for rollout in rollouts]),
         **_decision_speed(rollouts),
@@ -58,11 +60,17 @@ def simulate(
     }
     if plans is not None:
         _save_plans(rollouts, plans)
+    if report_folder is not None:
+        from nvila_ros.evaluation.html_report import write_rollout_report
+
+        page = write_rollout_report(report_folder, result, rollouts)
+        sys.stderr.write(f"report: {page}\n")
     if as_json:
         json.dump(result, sys.stdout, allow_nan=False)
         sys.stdout.write("\n")
     else:
         control = "" if job.control == "none" else f", {job.control} control"
+        control += ", also in the mirror" if job.mirrors else ""
         Console().print(report.table(result, f"{job.driver}{control}"))
     return result
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nvila_ros.errors import NvilaError
 
@@ -43,13 +44,13 @@ class VlnCeEpisode:
     )  # (R, 3) what nDTW compares with: the dense oracle path where it is known
 
 
-def ros_from_habitat(position: Sequence[float]) -> np.ndarray:
+def ros_from_habitat(position: npt.ArrayLike) -> np.ndarray:
     """(..., 3) positions in Habitat's axes -> (..., 3) in REP-103's."""
     x, y, z = np.moveaxis(np.asarray(position, float), -1, 0)
     return np.stack([-z, -x, y], axis=-1)
 
 
-def habitat_from_ros(position: Sequence[float]) -> np.ndarray:
+def habitat_from_ros(position: npt.ArrayLike) -> np.ndarray:
     """The way back."""
     x, y, z = np.moveaxis(np.asarray(position, float), -1, 0)
     return np.stack([-y, z, -x], axis=-1)

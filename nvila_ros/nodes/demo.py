@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,6 +34,7 @@ from nvila_ros.sim.episodes import Episode, episode_from_seed
 
 DEFAULT_SEED = 900_000  # apartments from here on are kept for evaluation
 START_TIMEOUT_S = 60.0  # of both processes, the model included
+DASHBOARD_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 3.0  # between cancel and standing still
 REST_TIMEOUT_S = 0.6  # after the end of the episode, to hear that the robot stands
 CAMERA_RATE_HZ = 10
@@ -49,6 +51,7 @@ class DemoSettings:
     model_path: Path
     output: Path
     timeout_s: float
+    dashboard: bool = False
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -64,11 +67,18 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         f"apartment {episode.seed}, {episode.geodesic_m:.1f} m to the goal, "
         f"ROS domain {os.environ['ROS_DOMAIN_ID']}"
     )
+    if not settings.dashboard:
+        console.print(
+            f"watch it in a browser: ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
+            f"{Path(sys.executable).parent / 'nvila'} dashboard"
+        )
     begin_s = time.monotonic()
     settings.output.mkdir(parents=True, exist_ok=True)
     log_folder = settings.output / "log"
     with ChildProcesses(os.environ, log_folder) as children, PeakMemory(children) as memory:
         _start_nodes(children, settings)
+        if settings.dashboard:
+            _start_dashboard(children, console)
         record = _drive(children, episode, config.num_video_frames, settings, console)
     drive_s = time.monotonic() - begin_s
     metrics = judge(record, episode, EvaluationConfig())
@@ -140,6 +150,18 @@ def _start_nodes(children: ChildProcesses, settings: DemoSettings) -> None:
         children.start(name, ["-m", f"nvila_ros.nodes.{name}_node", "--ros-args", *arguments])
 
 
+def _start_dashboard(children: ChildProcesses, console: Console) -> None:
+    """Shows its address when it is there; the drive goes on without it."""
+    children.start("dashboard", ["-m", "nvila_ros.cli", "dashboard", "--port", "0"])
+    end_s = time.monotonic() + DASHBOARD_TIMEOUT_S
+    while time.monotonic() < end_s and "dashboard" not in children.ended():
+        time.sleep(0.1)
+        if "http://" in (line := children.last_lines("dashboard", 1)):
+            console.print(line)
+            return
+    console.print(f"no dashboard: see {children.log_path('dashboard')}")
+
+
 def _drive(
     children: ChildProcesses,
     episode: Episode,
@@ -194,7 +216,7 @@ def _drive(
 
 
 def _check_alive(children: ChildProcesses) -> None:
-    for name in children.ended():
+    for name in set(children.ended()) - {"dashboard"}:
         raise NvilaError(
             f"the {name} ended by itself; see {children.log_path(name)}:\n"
             f"{children.last_lines(name)}"

@@ -27,9 +27,8 @@ from nvila_ros import ros_images, ros_parameters
 from nvila_ros.errors import ConfigError
 from nvila_ros.evaluation.habitat_client import DEFAULT_ENDPOINT, HabitatClient, View
 from nvila_ros.evaluation.vlnce_episodes import VlnCeEpisode, load_vlnce
+from nvila_ros.nodes.base_command import BaseCommand
 from nvila_ros.nodes.simulated_robot import (
-    MAX_FORWARD_M_S,
-    MAX_TURN_RAD_S,
     Motion,
     SimulatorConfig,
 )
@@ -63,7 +62,7 @@ class HabitatRobot:
 
     def __init__(self, client: Any, episode: VlnCeEpisode, config: HabitatConfig) -> None:
         self._client, self._episode, self._config = client, episode, config
-        self._command, self._commanded_s = Velocity.ZERO, -math.inf
+        self._command = BaseCommand(config.command_timeout_s)
         self._view: View = client.reset(episode)
 
     @property
@@ -83,26 +82,21 @@ class HabitatRobot:
 
     def reset(self) -> None:
         """Back to the start, at rest."""
-        self._command, self._commanded_s = Velocity.ZERO, -math.inf
+        self._command.clear()
         self._view = self._client.reset(self._episode)
 
     def command(self, velocity: Velocity, wall_s: float) -> None:
         """The newest cmd_vel; no number is no motion."""
-        if not (math.isfinite(velocity.forward_m_s) and math.isfinite(velocity.turn_rad_s)):
-            velocity = Velocity.ZERO
-        self._command, self._commanded_s = velocity, wall_s
+        self._command.give(velocity, wall_s)
 
     def step(self, wall_s: float) -> Motion:
         """One step of simulated time; a command that was not renewed in time is over."""
-        fresh = wall_s - self._commanded_s <= self._config.command_timeout_s
-        velocity = self._command if fresh else Velocity.ZERO
-        forward = max(-MAX_FORWARD_M_S, min(MAX_FORWARD_M_S, velocity.forward_m_s))
-        turn = max(-MAX_TURN_RAD_S, min(MAX_TURN_RAD_S, velocity.turn_rad_s))
+        velocity = self._command.at(wall_s)
         before, step_s = self._view, self._config.step_s
         if velocity.is_zero():
             collided = False
         else:
-            self._view = self._client.drive(forward, turn, step_s)
+            self._view = self._client.drive(velocity.forward_m_s, velocity.turn_rad_s, step_s)
             collided = self._view.collided
         moved = (self._view.position_m - before.position_m)[:2] / step_s
         yaw_rad = self._view.yaw_rad
@@ -145,7 +139,7 @@ class HabitatNode(SafeNode):
         self._steps_per_image = max(1, round(1 / (settings.camera_rate_hz * settings.step_s)))
         self._num_steps = 0
         publish = self.create_publisher
-        self._clock = publish(Clock, "/clock", SENSOR_QOS)
+        self._clock_publisher = publish(Clock, "/clock", SENSOR_QOS)
         self._image = publish(Image, "image", SENSOR_QOS)
         self._info = publish(CameraInfo, "camera_info", SENSOR_QOS)
         self._odometry = publish(Odometry, "odom", SENSOR_QOS)
@@ -179,7 +173,7 @@ class HabitatNode(SafeNode):
         self._num_steps += 1
         stamp = Time(sec=self._time_ns // 10**9, nanosec=self._time_ns % 10**9)
         motion = self.robot.step(time.monotonic())
-        self._clock.publish(Clock(clock=stamp))
+        self._clock_publisher.publish(Clock(clock=stamp))
         self._odometry.publish(self._odometry_message(motion, stamp))
         self._collision.publish(Bool(data=motion.collided))
         if self._num_steps % self._steps_per_image == 0:

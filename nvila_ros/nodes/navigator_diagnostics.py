@@ -117,6 +117,8 @@ class NavigatorDiagnostics:
         elif worker.policy is None:
             level = _WARN
             message = f"{worker.progress()}, for {now_s - worker.loading_since_s:.1f} s"
+        elif worker.notices():
+            level, message = _WARN, "; ".join(worker.notices())
         elif worker.busy:
             message = "thinking"
         rows = [

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from collections.abc import Callable
@@ -67,8 +68,9 @@ class NavigatorInputs:
 
     def _subscribe(self, kind: Any, topic: str, callback: Any, qos: Any) -> None:
         options = QoSOverridingOptions.with_default_policies()
+        own = copy.copy(qos)  # rclpy writes overrides into what it is given
         made = self._node.create_subscription(
-            kind, topic, callback, qos, qos_overriding_options=options
+            kind, topic, callback, own, qos_overriding_options=options
         )
         self._subscriptions.append(made)
 

@@ -188,7 +188,8 @@ class NavigatorNode(SafeLifecycleNode):
         self._closers.clear()
         self._navigator = self._worker = None
         self._lifecycle = "unconfigured"
-        self._tell(self._status())
+        if self._status() != self._told:
+            self._tell(self._status())
 
     def _status(self) -> Status:
         if self._navigator is not None:

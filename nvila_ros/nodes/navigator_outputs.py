@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import copy
 import json
 import math
 from typing import Any
@@ -48,7 +49,8 @@ class NavigatorOutputs:
 
     def _publisher(self, kind: Any, topic: str, qos: Any) -> Any:
         options = QoSOverridingOptions.with_default_policies()
-        made = self._node.create_publisher(kind, topic, qos, qos_overriding_options=options)
+        own = copy.copy(qos)  # rclpy writes overrides into what it is given
+        made = self._node.create_publisher(kind, topic, own, qos_overriding_options=options)
         self._publishers.append(made)
         return made
 

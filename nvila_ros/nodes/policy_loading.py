@@ -53,5 +53,6 @@ def load_arguments(settings: NavigatorConfig) -> dict[str, Any]:
         "device": settings.device,
         "history": settings.history,
         "backend": settings.backend,
+        "vision_backend": settings.vision_backend,
         "quantizes": settings.round_weights,
     }

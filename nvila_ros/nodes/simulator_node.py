@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import time
 from typing import Any
@@ -13,13 +14,22 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, LaserScan
 from std_msgs.msg import Bool, String
 from std_srvs.srv import Trigger
 
 from nvila_ros import ros_images, ros_parameters
-from nvila_ros.nodes.simulated_robot import Motion, SimulatedRobot, SimulatorConfig, load_episode
+from nvila_ros.errors import NvilaError
+from nvila_ros.nodes.simulated_robot import (
+    Motion,
+    SimulatedRobot,
+    SimulatorConfig,
+    floor_plan_row,
+    load_episode,
+)
 from nvila_ros.ros_main import (
     COMMAND_QOS,
     SENSOR_QOS,
@@ -29,22 +39,26 @@ from nvila_ros.ros_main import (
     steady_clock,
 )
 from nvila_ros.safety import Velocity
+from nvila_ros.sim.episodes import episode_from_seed
 from nvila_ros.sim.world import LIDAR_RANGE_M, ROBOT_RADIUS_M
 
 _NANOSECONDS = 1_000_000_000
+RANDOM_SEEDS = (900_000, 999_999)  # training never saw these
 
 
 class SimulatorNode(SafeNode):
     """Steps the world by its own clock and publishes that as /clock.
 
-    Physics, odometry and clock tick together; camera and lidar every few of these steps.
+    Physics, odometry and clock tick together; camera and lidar every few of these steps. Setting
+    the parameter `seed` moves the robot to another apartment; time stands still meanwhile.
     """
 
     def __init__(self, **node_options: Any) -> None:
         super().__init__("simulator", **node_options)
-        self.settings = ros_parameters.declare(self, SimulatorConfig)
+        self.settings = ros_parameters.declare(self, SimulatorConfig, editable=True)
         settings = self.settings
         self.robot = SimulatedRobot(load_episode(settings), settings)
+        self._wanted_seed: int | None = None
         self._step_ns = round(settings.step_s * _NANOSECONDS)
         self._time_ns = 0
         self._steps_per_image = max(1, round(1 / (settings.camera_rate_hz * settings.step_s)))
@@ -54,6 +68,8 @@ class SimulatorNode(SafeNode):
         kind = TwistStamped if settings.enable_stamped_cmd_vel else Twist
         self.create_subscription(kind, "cmd_vel", self._on_velocity, COMMAND_QOS)
         self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(Trigger, "~/random_episode", self._on_random_episode)
+        self.add_on_set_parameters_callback(self._on_parameters)
         self._camera_info = self._make_camera_info()
         self._tell_episode()
         interval_s = settings.step_s / settings.real_time_factor
@@ -80,6 +96,7 @@ class SimulatorNode(SafeNode):
             "start": list(episode.start),
             "goal": list(episode.goal),
             "geodesic_m": episode.geodesic_m,
+            "plan": floor_plan_row(episode),
         }
         self._episode_publisher.publish(String(data=json.dumps(row)))
         self.get_logger().info(f"apartment {episode.seed}; try: {episode.instruction!r}")
@@ -93,8 +110,39 @@ class SimulatorNode(SafeNode):
         response.success, response.message = True, "the robot is back at the start"
         return response
 
+    def _on_random_episode(self, _request: Trigger.Request, response: Trigger.Response) -> Any:
+        seed = random.randint(*RANDOM_SEEDS)
+        self.set_parameters([Parameter("seed", value=seed)])
+        response.success, response.message = True, f"apartment {seed} is being built"
+        return response
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """Only the seed may change; the next step builds its apartment."""
+        try:
+            self.settings = ros_parameters.changed(self.settings, parameters, only_live=True)
+        except NvilaError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if any(parameter.name == "seed" for parameter in parameters):
+            self._wanted_seed = self.settings.seed
+        return SetParametersResult(successful=True)
+
+    def _move(self, seed: int) -> None:
+        """To the apartment of a seed; back to the one before where that has no episode."""
+        episode = self.robot.episode
+        self.robot.close()
+        try:
+            episode = episode_from_seed(seed)
+        except NvilaError as error:
+            self.get_logger().error(f"seed {seed}: {error}")
+        self.robot = SimulatedRobot(episode, self.settings)
+        self._camera_info = self._make_camera_info()
+        self._tell_episode()
+
     def _on_timer(self) -> None:
         """One step; a machine that is too slow lets simulated time fall behind."""
+        if self._wanted_seed is not None:
+            seed, self._wanted_seed = self._wanted_seed, None
+            self._move(seed)
         self._time_ns += self._step_ns
         self._num_steps += 1
         stamp = Time(sec=self._time_ns // _NANOSECONDS, nanosec=self._time_ns % _NANOSECONDS)

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from nvila_ros.models import weights
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
+from nvila_ros.models.config import NvilaConfig, QuantizationConfig
 from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.part_files import PARTS
+from nvila_ros.models.released import NVILA_LITE_8B
 from nvila_ros.models.writing import PartWriter
 from nvila_ros.training.nano_tokenizer import build_nano_tokenizer
 
@@ -20,31 +22,11 @@ POOL_NUMBERS = 1 << 24
 
 def lite_8b(*, num_layers: int, is_int4: bool) -> NvilaConfig:
     """NVILA-Lite-8B's sizes."""
-    return NvilaConfig(
-        vision=VisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=448,
-            patch_size=14,
-        ),
-        language=LanguageConfig(
-            vocab_size=151_648,
-            hidden_size=3584,
-            intermediate_size=18_944,
-            num_hidden_layers=num_layers,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            head_dim=128,
-            max_position_embeddings=32_768,
-            model_max_length=4096,
-            rope_theta=1e6,
-            quantization=QuantizationConfig(layout="awq_gemm") if is_int4 else None,
-        ),
-        mm_projector_type="mlp_downsample_3x3_fix",
-        image_aspect_ratio="dynamic",
+    quantization = QuantizationConfig(layout="awq_gemm") if is_int4 else None
+    language = replace(
+        NVILA_LITE_8B.language, num_hidden_layers=num_layers, quantization=quantization
     )
+    return replace(NVILA_LITE_8B, language=language)
 
 
 def write_checkpoint(folder: Path, config: NvilaConfig) -> None:

@@ -14,49 +14,14 @@ from rich.console import Console
 from nvila_ros.errors import CheckpointError
 from nvila_ros.evaluation import inspection
 from nvila_ros.models import weights
-from nvila_ros.models.config import (
-    Int8Config,
-    LanguageConfig,
-    NvilaConfig,
-    QuantizationConfig,
-    VisionConfig,
-)
+from nvila_ros.models.config import Int8Config, NvilaConfig, QuantizationConfig
 from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.footprint import Gpu, find_gpu, footprints
 from nvila_ros.models.headers import read_header, read_part
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.released import NVILA_8B
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def nvila_8b():
-    """The published sizes of NVILA-8B."""
-    return NvilaConfig(
-        vision=VisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=448,
-            patch_size=14,
-        ),
-        language=LanguageConfig(
-            vocab_size=151_648,
-            hidden_size=3584,
-            intermediate_size=18_944,
-            num_hidden_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            head_dim=128,
-            max_position_embeddings=32_768,
-            model_max_length=8192,
-            rope_theta=1e6,
-        ),
-        mm_projector_type="mlp_downsample",
-        image_aspect_ratio="dynamic_s2",
-        s2_scales=(448, 896, 1344),
-    )
 
 
 def write_hole(path, shapes):
@@ -73,11 +38,11 @@ def write_hole(path, shapes):
 
 
 @pytest.fixture(scope="module")
-def large_folder(nvila_8b, tmp_path_factory):
+def large_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("nvila_8b")
-    save_config(folder, nvila_8b, "bfloat16")
+    save_config(folder, NVILA_8B, "bfloat16")
     with torch.device("meta"):
-        model = Nvila(nvila_8b)
+        model = Nvila(NVILA_8B)
     for part in inspection.PARTS:
         state = model.get_submodule(part).state_dict()
         shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
@@ -97,8 +62,8 @@ def test_a_large_checkpoint_is_described_at_once(large_folder):
     json.dumps(result, allow_nan=False)
 
 
-def test_memory_follows_the_formula(nvila_8b):
-    sizes = footprints(nvila_8b, 8)
+def test_memory_follows_the_formula():
+    sizes = footprints(NVILA_8B, 8)
     half, mixed = sizes["fp16"], sizes["w8a8_w4a16"]
     assert half.cache == mixed.cache == 2 * 28 * 4 * 128 * (8 * 257 + 256) * 2
     assert 14.9 * GIB < half.weights < 15.1 * GIB
@@ -110,8 +75,8 @@ def test_memory_follows_the_formula(nvila_8b):
     assert half.activations == max(tower, prefill)
 
 
-def test_more_frames_need_more_memory(nvila_8b):
-    totals = [footprints(nvila_8b, count)["fp16"].total for count in (1, 8, 64)]
+def test_more_frames_need_more_memory():
+    totals = [footprints(NVILA_8B, count)["fp16"].total for count in (1, 8, 64)]
     assert totals == sorted(set(totals))
 
 
@@ -183,12 +148,12 @@ def test_families_are_known_by_their_features(tiny_checkpoint, changes, name):
     assert inspection.family(NvilaConfig(**{**vars(config), **changes})) == name
 
 
-def test_a_packed_decoder_is_named_and_needs_no_more_memory(nvila_8b):
+def test_a_packed_decoder_is_named_and_needs_no_more_memory():
     packed = QuantizationConfig(layout="awq_gemm")
-    config = replace(nvila_8b, language=replace(nvila_8b.language, quantization=packed))
+    config = replace(NVILA_8B, language=replace(NVILA_8B.language, quantization=packed))
     assert inspection.quantization(config) == "decoder awq_gemm, 4 bits in groups of 128"
-    assert inspection.quantization(nvila_8b) is None
-    assert footprints(config, 8) == footprints(nvila_8b, 8)
+    assert inspection.quantization(NVILA_8B) is None
+    assert footprints(config, 8) == footprints(NVILA_8B, 8)
 
 
 def test_packed_weights_are_counted_one_by_one(tmp_path):

@@ -136,7 +136,13 @@ def test_deaf_control_of_a_single_episode_borrows_too():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seeds": ()}, {"control": "mute"}, {"driver": "model", "model_path": None}]
+    "changes",
+    [
+        {"seeds": ()},
+        {"control": "mute"},
+        {"driver": "model", "model_path": None},
+        {"mirrors": True},
+    ],
 )
 def test_impossible_jobs_are_refused(changes):
     with pytest.raises(ConfigError):

@@ -47,10 +47,45 @@ def test_simulation_adds_the_seed():
 
 
 def test_only_executables_that_exist_are_started():
+    names = set()
     for path in (ROOT / "launch").glob("*.launch.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "executable":
-                assert (ROOT / "libexec" / node.value.value).is_file(), path.name
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "own_node":
+                names.add(node.args[0].value)
+    assert names == {"navigator", "dashboard", "simulator", "habitat", "recorder"}
+    for name in names:
+        assert (ROOT / "libexec" / f"{name}_node").is_file()
+
+
+@pytest.mark.parametrize(
+    "name, start, packages",
+    [
+        ("simulation", "start_simulator", ["nvila_ros"]),
+        ("habitat", "start_habitat", ["nvila_ros"]),
+        ("gazebo", "start_gazebo", ["ros_gz_sim", "ros_gz_bridge"]),
+        (
+            "nav2",
+            "start_nav2",
+            ["nav2_velocity_smoother", "nav2_collision_monitor", "nav2_lifecycle_manager"],
+        ),
+    ],
+)
+def test_worlds_start_their_nodes_and_the_navigator(name, start, packages):
+    module, navigate = load(name), load("navigate")
+    from launch import LaunchContext
+    from launch_ros.actions import Node
+
+    names = {
+        argument.name for argument in module.generate_launch_description().get_launch_arguments()
+    }
+    assert names >= NAV2_ARGUMENTS | OWN_ARGUMENTS
+    context = LaunchContext()
+    tables = (module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS)
+    context.launch_configurations.update(
+        {row: default for table in tables for row, default, _ in table}
+    )
+    nodes = [action for action in getattr(module, start)(context) if isinstance(action, Node)]
+    assert [node.node_package for node in nodes] == packages
 
 
 def test_simulation_shows_its_arguments_and_those_it_includes():
@@ -81,3 +116,18 @@ def test_given_arguments_become_parameters_and_others_stay_the_files():
         "use_sim_time": False,
         "autostart": True,
     }
+
+
+@pytest.mark.parametrize("wanted, executables", [("false", 1), ("true", 2)])
+def test_the_dashboard_is_started_where_it_is_wanted(wanted, executables):
+    module = load("navigate")
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    context.launch_configurations.update(
+        {name: default for name, default, _ in (*module.ARGUMENTS, *module.PARAMETERS)},
+        dashboard=wanted,
+    )
+    nodes = module.start(context)
+    assert len(nodes) == executables
+    assert {"dashboard", "dashboard_port"} <= literal_arguments("navigate")

@@ -5,16 +5,18 @@ much memory the host needs beside what it loads, as the kernel counts it in an o
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from nvila_ros.models import weights
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, QuantizationConfig, VisionConfig
+from nvila_ros.models.config import QuantizationConfig
 from nvila_ros.models.config_saving import save_config
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.part_files import PARTS
+from nvila_ros.models.released import NVILA_LITE_8B
 from nvila_ros.models.writing import PartWriter
 
 SHARD_BYTES = {"bf16": 300_000_000, "awq_gemm": 200_000_000}
@@ -45,32 +47,15 @@ print(resident("VmHWM") - before)
 
 
 def wide_config(vocab_size, num_layers, quantization):
-    vision = VisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=2,
-        num_attention_heads=16,
-        image_size=448,
-        patch_size=14,
-    )
-    language = LanguageConfig(
-        vocab_size=vocab_size,
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=num_layers,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        head_dim=128,
-        max_position_embeddings=32_768,
-        model_max_length=4096,
-        rope_theta=1e6,
-        quantization=quantization,
-    )
-    return NvilaConfig(
-        vision=vision,
-        language=language,
-        mm_projector_type="mlp_downsample_3x3_fix",
-        image_aspect_ratio="dynamic",
+    return replace(
+        NVILA_LITE_8B,
+        vision=replace(NVILA_LITE_8B.vision, num_hidden_layers=2),
+        language=replace(
+            NVILA_LITE_8B.language,
+            vocab_size=vocab_size,
+            num_hidden_layers=num_layers,
+            quantization=quantization,
+        ),
     )
 
 

@@ -57,6 +57,7 @@ class FaultyWorld:
         self.image_fault = self.odometry_fault = self.scan_fault = None
         self.last_image = self.last_odometry = None
         self.state, self.decisions, self.commands = {}, [], []
+        self.insisted = None
         self.moved_s = self.commanded_s = 0.0  # when it last moved, was last told to
         self.stood_s = 0.0  # when it was first told to stand, since it was last told to move
         self.zeroed_s = 0.0  # when it was first told to stand, since this was last set to zero
@@ -89,6 +90,7 @@ class FaultyWorld:
         wait_for(lambda: self.last_image is not None, "images of the simulator", 60.0)
 
     wait_for_state = Robot.wait_for_state
+    insist = Robot.insist
     call = Robot.call
     change_state = Robot.change_state
     set_parameters = Robot.set_parameters
@@ -105,8 +107,9 @@ class FaultyWorld:
 
     def stop_listening(self):
         """The robot's base goes away."""
-        for listener in self._listeners:
-            self.node.destroy_subscription(listener)
+        with self.ros.spinning:
+            for listener in self._listeners:
+                self.node.destroy_subscription(listener)
         self._listeners.clear()
 
     def navigator(self, policy, remaps=None, **parameters):
@@ -174,10 +177,13 @@ class FaultyWorld:
     def wait_until_moving(self):
         """Until it is on its way, at speed, by a command from now on."""
         begin_s = time.monotonic()
-        wait_for(
-            lambda: self.commanded_s > begin_s and self.moved_s > begin_s and self.is_at_speed(),
-            f"a robot that turns, state {self.state}",
-        )
+
+        def moves():
+            self.insist()
+            fresh = self.commanded_s > begin_s and self.moved_s > begin_s
+            return fresh and self.is_at_speed()
+
+        wait_for(moves, f"a robot that moves, state {self.state}")
 
     def measure_first_zero(self, fault, bound_s, inject):
         """For faults that pass: the time until the first zero is commanded."""

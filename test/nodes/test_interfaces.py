@@ -167,6 +167,8 @@ def test_qos_can_be_overridden(ros, robot, policy):
     robot.wait_for_state("idle")
     (subscription,) = node.get_subscriptions_info_by_topic(topic)
     assert subscription.qos_profile.reliability.name == "RELIABLE"
+    (other,) = node.get_subscriptions_info_by_topic(f"/{ros.namespace}/odom")
+    assert other.qos_profile.reliability.name == "BEST_EFFORT", "only what was asked for"
 
 
 def test_result_codes_are_numbers_that_never_change():

@@ -86,5 +86,5 @@ def test_simulator_and_navigator_with_the_shipped_files_drive(start, robot_free,
 
 
 def test_libexec_wrappers_can_be_run_by_ros():
-    for name in ("navigator_node", "simulator_node"):
+    for name in ("dashboard_node", "navigator_node", "simulator_node"):
         assert os.access(ROOT / "libexec" / name, os.X_OK)

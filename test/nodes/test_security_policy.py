@@ -9,6 +9,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for th
 
 from stand_ins import wait_for
 
+from nvila_ros.nodes.dashboard_node import DashboardNode
 from nvila_ros.ros_environment import share_folder
 
 pytestmark = pytest.mark.ros
@@ -30,7 +31,7 @@ def allowed(node):
     return {
         (kind, entry.text)
         for group in profile
-        for kind in ("subscribe", "publish", "reply")
+        for kind in ("subscribe", "publish", "reply", "request")
         if group.get(kind) == "ALLOW"
         for entry in group
     }
@@ -51,6 +52,7 @@ def used(node, ros, name):
         ),
         *(("publish", short(n)) for n, _ in node.get_publisher_names_and_types_by_node(*arguments)),
         *(("reply", short(n)) for n, _ in node.get_service_names_and_types_by_node(*arguments)),
+        *(("request", short(n)) for n, _ in node.get_client_names_and_types_by_node(*arguments)),
     }
 
 
@@ -81,3 +83,15 @@ def test_the_simulator_may_do_what_it_does_and_nothing_else(ros, robot_free, sta
         return not found - permitted and not permitted - found - OPTIONAL
 
     wait_for(agree, "agreement of the policy and the simulator", 10.0)
+
+
+def test_the_dashboard_may_do_what_it_does_and_nothing_else(ros, robot_free):
+    dashboard = ros.add(DashboardNode(context=ros.context, namespace=ros.namespace))
+    dashboard.state.watch("a page", True)
+    permitted = allowed("dashboard")
+
+    def agree():
+        found = used(robot_free.node, ros, "dashboard")
+        return not found - permitted and not permitted - found - OPTIONAL
+
+    wait_for(agree, "agreement of the policy and the dashboard", 10.0)

@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for th
 
 from geometry_msgs.msg import TwistStamped
 from nav_msgs.msg import Odometry
+from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, LaserScan
@@ -159,6 +160,50 @@ def test_reset_brings_it_back(simulator, waiting):
     waiting(future.done, "its answer")
     assert future.result().success
     waiting(lambda: listener.pose() == pytest.approx(listener.start(), abs=1e-2), "the start")
+
+
+def set_seed(listener, value, waiting, name="seed"):
+    client = listener.node.create_client(SetParameters, "simulator/set_parameters")
+    waiting(client.service_is_ready, "the service")
+    request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+    future = client.call_async(request)
+    waiting(future.done, "its answer")
+    return future.result().results[0]
+
+
+def told(listener):
+    return json.loads(listener.last("simulator/episode").data)
+
+
+def test_another_seed_moves_the_robot_to_another_apartment(simulator, waiting):
+    listener = simulator
+    before = told(listener)
+    assert set_seed(listener, SEED + 1, waiting).successful
+    waiting(lambda: told(listener)["seed"] == SEED + 1, "the new episode", 60.0)
+    assert told(listener)["start"] != before["start"]
+    waiting(lambda: listener.pose() == pytest.approx(listener.start(), abs=1e-2), "the new start")
+    names = {piece["name"] for piece in told(listener)["plan"]["furniture"]}
+    goal = told(listener)["instruction"].rstrip(".").split()
+    assert any(name.split()[-1] in goal for name in names)
+
+
+def test_a_random_episode_is_another_one(simulator, waiting):
+    listener = simulator
+    seed = told(listener)["seed"]
+    client = listener.node.create_client(Trigger, "simulator/random_episode")
+    waiting(client.service_is_ready, "the service")
+    future = client.call_async(Trigger.Request())
+    waiting(future.done, "its answer", 60.0)
+    assert future.result().success
+    waiting(lambda: told(listener)["seed"] != seed, "the new episode", 60.0)
+
+
+@pytest.mark.parametrize("name, value", [("seed", -1), ("seed", "three"), ("step_s", 0.1)])
+def test_bad_changes_are_refused_and_it_goes_on(simulator, waiting, name, value):
+    listener = simulator
+    assert not set_seed(listener, value, waiting, name).successful
+    count = len(listener.heard["odom"])
+    waiting(lambda: len(listener.heard["odom"]) > count, "odometry")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.compiled import compile_layers
@@ -69,3 +70,21 @@ def test_layers_share_graphs_and_gradients_stay():
         gradients(compiled, segments)
     assert counter.frame_count == num_graphs
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_a_smaller_budget_of_activations_changes_no_gradient():
+    torch._dynamo.reset()
+    plain, compiled = small_model(), small_model()
+    try:
+        compile_layers(compiled, backend="aot_eager", budget=0.4)
+        pairs = zip(gradients(compiled, (20, 12)), gradients(plain, (20, 12)), strict=True)
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    finally:
+        torch._functorch.config.activation_memory_budget = 1.0
+
+
+def test_a_budget_out_of_range_is_an_error():
+    with pytest.raises(ConfigError, match="budget"):
+        compile_layers(small_model(), budget=1.5)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
+from nvila_ros.training.stage_recipe import recipe_path
 from nvila_ros.training.train import RunOptions, run_stage
 
 KINDS = {
@@ -73,6 +74,24 @@ def test_a_killed_run_resumes_bit_for_bit(launch) -> None:
     expected, found = stored(whole.folder), stored(resumed.folder)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_stage_of_rendered_data_resumes_bit_for_bit(tmp_path: Path) -> None:
+    path = recipe_path("toy", "1_align")
+    overrides = ("schedule.steps=5", "engine.save_every=2")
+    for name, stops in (("whole", [None]), ("cut", [3, None])):
+        for number, stop_after in enumerate(stops):
+            options = RunOptions(
+                runs=tmp_path / name,
+                resume=number > 0,
+                overrides=overrides,
+                use_cpu=True,
+                stop_after=stop_after,
+            )
+            run_stage(path, options)
+    whole, cut = (stored(tmp_path / name / "toy" / "1_align") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from nvila_ros.training.fleet import EXAM, ORACLE, STOP, STUDENT, Fleet, FleetSettings, PathProgress
+from nvila_ros.training.fleet import EXAM, ORACLE, STOP, STUDENT, Fleet, FleetSettings
+from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.view_labels import CATEGORY_NAMES, COLOUR_NAMES
 from nvila_ros.training.vocabulary import build_sequences
 
@@ -85,6 +86,11 @@ def test_a_failed_episode_is_met_again_under_the_restraint():
     failed = list(fleet.episodes)
     assert fleet.begin_round(settings)
     assert fleet.episodes[0] is failed[0] and fleet.driver[0] == STUDENT
+    # An episode that is failed for ever used to keep its apartment for ever.
+    while fleet.active.any():
+        fleet.labels()
+        fleet.advance(np.full(int(fleet.active.sum()), 4))
+    assert fleet.failed and not fleet.begin_round(settings) and not fleet.episodes
     fleet.close()
 
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from nvila_ros.config import load
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.released import QWEN2_7B
 from nvila_ros.training.fp8 import PrecisionConfig, make_adamw, to_float8, wide_linears
 from nvila_ros.training.fp8_adamw import Float8AdamW
 
@@ -54,18 +57,7 @@ def test_a_recipe_reads_into_it_and_a_misspelt_key_is_an_error():
 
 
 def test_wide_linears_of_the_decoder_are_those_of_the_paper():
-    config = LanguageConfig(
-        **{
-            **LANGUAGE.__dict__,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "head_dim": 128,
-            "num_hidden_layers": 1,
-            "vocab_size": 4096,
-        }
-    )
+    config = replace(QWEN2_7B, num_hidden_layers=1, vocab_size=4096)
     with torch.device("meta"):
         model = Nvila(
             NvilaConfig(vision=VISION, language=config, mm_projector_type="mlp_downsample")

@@ -306,7 +306,12 @@ def test_a_failing_unit_ends_a_run_on_ray_with_its_reason(cluster: Cluster, tmp_
         run_units(job, [unit], tmp_path / "out", ScaleSettings(ray=cluster.address))
 
 
-def test_an_address_without_a_cluster_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:1", "nonsense"])
+def test_an_address_without_a_cluster_is_named(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, also where a cluster that died left its address behind."""
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConfigError, match="ray start --head"):
-        run_units(Squares(), UNITS, tmp_path, ScaleSettings(ray="auto"))
+        run_units(Squares(), UNITS, tmp_path, ScaleSettings(ray=address))

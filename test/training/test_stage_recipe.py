@@ -66,6 +66,8 @@ def test_the_nano_family_is_the_shipped_network() -> None:
         ("precision.compute=float4", "float4"),
         ("batch.sequences=two", "sequences is 'two', expected int"),
         ("schedule.samples=7", "give one of them"),
+        ("time_std=0.0", "time_std is 0.0"),
+        ("score_scenes=-1", "score_scenes is -1"),
         ("learn.llm=3", "between 0 and 1"),
         ("stage=8_more", "expected one of 1_align"),
         ("data.sources.9.weight=2", "no place of a list"),
@@ -76,6 +78,12 @@ def test_the_nano_family_is_the_shipped_network() -> None:
 def test_a_wrong_override_is_an_error_naming_it(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_stage(NANO, [text])
+
+
+def test_float8_moments_are_refused_beside_float32() -> None:
+    overrides = ["precision.compute=float32", "precision.optimizer_states=float8"]
+    with pytest.raises(ConfigError, match="keeps weights in bfloat16"):
+        load_stage(NANO, overrides)
 
 
 def test_an_unknown_key_in_a_file_is_an_error_naming_file_and_key(tmp_path: Path) -> None:

@@ -134,5 +134,5 @@ def _format(content: bytes) -> str:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return (image.format or "").lower().replace("jpeg", "jpg")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # on a broken file PIL's decoders raise whatever they meet
         raise DataError(f"a picture cannot be read ({error})") from None

@@ -29,6 +29,14 @@ class LazyFrame(Protocol):
 Frame: TypeAlias = "Image.Image | np.ndarray | LazyFrame"  # arrays are (H, W, 3) uint8 RGB
 
 
+def _decoded(source: Path | io.BytesIO, name: object) -> Image.Image:
+    try:
+        with Image.open(source) as image:
+            return image.convert("RGB")
+    except Exception as error:  # on a broken file PIL's decoders raise whatever they meet
+        raise DataError(f"{name} is no readable picture ({error})") from None
+
+
 @dataclass(frozen=True)
 class FrameFile:
     """A picture in a file."""
@@ -37,11 +45,7 @@ class FrameFile:
 
     def load(self) -> Image.Image:
         """The RGB picture."""
-        try:
-            with Image.open(self.path) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.path} is no readable picture ({error})") from None
+        return _decoded(self.path, self.path)
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,7 @@ class FrameBytes:
 
     def load(self) -> Image.Image:
         """The RGB picture."""
-        try:
-            with Image.open(io.BytesIO(self.content)) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.name} is no readable picture ({error})") from None
+        return _decoded(io.BytesIO(self.content), self.name)
 
 
 @dataclass(frozen=True)

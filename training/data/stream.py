@@ -193,9 +193,13 @@ class MixtureStream:
 
 
 class Guard:
-    """Lets samples pass and counts broken rows; too large a share of them ends the run."""
+    """Lets samples pass and counts broken rows; too large a share of them ends the run.
 
-    MIN_ROWS = 20  # fewer say nothing about a share
+    Under way the share must be exceeded beyond chance (three standard deviations of the count), so
+    that one broken row among the first hundred ends no run; at a stream's end it counts as it is.
+    """
+
+    NUM_DEVIATIONS = 3.0
 
     def __init__(self, stream: SampleStream, max_broken_share: float = 0.01) -> None:
         if not 0 <= max_broken_share <= 1:
@@ -214,7 +218,7 @@ class Guard:
             try:
                 item = next(self.stream)
             except StopIteration:
-                self._judge(min_rows=1)
+                self._judge(is_end=True)
                 raise
             self.num_rows += 1
             if not isinstance(item, BrokenRow):
@@ -228,11 +232,12 @@ class Guard:
         self.broken_of[where] = self.broken_of.get(where, 0) + 1
         if len(self.examples) < 5:
             self.examples.append(f"{where}, row {broken.row}: {broken.reason}")
-        self._judge(self.MIN_ROWS)
+        self._judge(is_end=False)
 
-    def _judge(self, min_rows: int) -> None:
-        share = self.num_broken / max(self.num_rows, 1)
-        if self.num_rows >= min_rows and share > self.max_broken_share:
+    def _judge(self, is_end: bool) -> None:
+        certain = is_end or self.max_broken_share == 0
+        chance = 0.0 if certain else self.NUM_DEVIATIONS * self.num_broken**0.5
+        if self.num_broken - chance > self.max_broken_share * self.num_rows:
             worst = sorted(self.broken_of.items(), key=lambda entry: -entry[1])[:3]
             raise DataError(
                 f"{self.num_broken} of {self.num_rows} rows are broken, "

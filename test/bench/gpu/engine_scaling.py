@@ -21,19 +21,40 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nvila_ros.training.data.sample import Sample
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_SAMPLES = 64
 WARM_UP = 4  # steps that compile and fill caches
 
 
-def worker(options: argparse.Namespace) -> None:
-    """One rank: steps of the engine into a folder's log."""
+def noise_samples(side: int) -> tuple[Sample, ...]:
+    """Navigation decisions over eight frames of noise."""
     import numpy as np
 
+    from nvila_ros.training.data.sample import Sample, Turn
+
+    rng = np.random.default_rng(1)
+    turn = Turn(user="Go to the red chair.", answer="The next action is move forward 75 cm.")
+    return tuple(
+        Sample(
+            key=str(number),
+            source="noise",
+            kind="navigation",
+            frames=tuple(rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(8)),
+            turns=(turn,),
+        )
+        for number in range(NUM_SAMPLES)
+    )
+
+
+def worker(options: argparse.Namespace) -> None:
+    """One rank: steps of the engine into a folder's log."""
     from nvila_ros.models.nvila import Nvila
     from nvila_ros.training.data.loader import Loader
-    from nvila_ros.training.data.sample import Sample, Turn
     from nvila_ros.training.data.stream import ListSource
     from nvila_ros.training.distributed import start_ranks
     from nvila_ros.training.engine import Engine
@@ -65,26 +86,14 @@ def worker(options: argparse.Namespace) -> None:
     network = dataclasses.replace(
         family.network, language=language, image_aspect_ratio="resize", num_video_frames=8
     )
-    rng = np.random.default_rng(1)
-    side = network.vision.image_size
-    turn = Turn(user="Go to the red chair.", answer="The next action is move forward 75 cm.")
-    samples = [
-        Sample(
-            key=str(number),
-            source="noise",
-            kind="navigation",
-            frames=tuple(rng.integers(0, 256, (side, side, 3), np.uint8) for _ in range(8)),
-            turns=(turn,),
-        )
-        for number in range(NUM_SAMPLES)
-    ]
+    samples = noise_samples(network.vision.image_size)
     ranks = start_ranks(recipe, use_cpu=options.cpu)
     model = Nvila.from_scratch(network)
     model.connect(tokenizer.media_ids, tokenizer.newline_ids)
     settings = dataclasses.replace(
         recipe.data.loader, num_workers=options.workers, window=NUM_SAMPLES, fixed_length=True
     )
-    source = ListSource("noise", tuple(samples))
+    source = ListSource("noise", samples)
     loader = Loader(
         {"noise": source},
         {"noise": 1.0},

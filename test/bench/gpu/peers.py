@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from decision import Drive, action_trie
-from shapes import SIGLIP, config_of, random_model
+from shapes import config_of, random_model
 from timing import events_ms, wall_ms
 
 from nvila_ros.models.generate import choose, generate_greedy
+from nvila_ros.models.released import SIGLIP_448
 
 ANSWER_TOKENS = 12  # of an action's sentence with the end token, as free decoding writes it
 IMAGE_PAD, VISION_START, VISION_END = 151_655, 151_652, 151_653
@@ -85,7 +86,7 @@ def own_bf16(device: torch.device) -> dict[str, float]:
     config = config_of("lite8b")
     dtype = torch.bfloat16
     model = random_model(config, device, dtype, ("vision_tower", "mm_projector", "llm"))
-    side = SIGLIP.image_size
+    side = SIGLIP_448.image_size
     pixels = torch.randn(8, 3, side, side, device=device, dtype=dtype)
     drive = Drive(pixels)
     ids, trie = drive.prompt(), action_trie()

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from shapes import QWEN2_7B, random_rows
+from shapes import random_rows
 from timing import gpu_state, rotated_us
 from torch import Tensor
 
 from nvila_ros.kernels import prefill
 from nvila_ros.kernels.prefill import LayerShape, LayerWeights
 from nvila_ros.kernels.w4a16_gemm import w4a16_gate_up, w4a16_matmul
+from nvila_ros.models.released import QWEN2_7B
 
 SLOTS = 2304
 SHAPE = LayerShape(num_heads=28, num_kv_heads=4, head_dim=128, eps=1e-6)

@@ -10,62 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.kernels.packing import RowsInt4
-from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
+from nvila_ros.models.config import LanguageConfig, NvilaConfig
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.released import (
+    LLAMA_3_8B,
+    QWEN2_1_5B,
+    QWEN2_7B,
+    QWEN2_14B,
+    SIGLIP_448,
+)
 from nvila_ros.models.runtime import Engine
 from nvila_ros.models.runtime_vision import make_encoder
 from nvila_ros.models.runtime_weights import DecoderLayer, DecoderWeights, Head, quantize_tower
 
-SIGLIP = VisionConfig(
-    hidden_size=1152,
-    intermediate_size=4304,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    image_size=448,
-    patch_size=14,
-)
-QWEN2_7B = LanguageConfig(
-    vocab_size=151_651,  # the tokenizer's length, no multiple of 128
-    hidden_size=3584,
-    intermediate_size=18_944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    head_dim=128,
-    max_position_embeddings=32_768,
-    model_max_length=8192,
-    rope_theta=1_000_000.0,
-)
-QWEN2_1_5B = replace(
-    QWEN2_7B,
-    hidden_size=1536,
-    intermediate_size=8960,
-    num_attention_heads=12,
-    num_key_value_heads=2,
-    tie_word_embeddings=True,
-)
-QWEN2_14B = replace(
-    QWEN2_7B,
-    hidden_size=5120,
-    intermediate_size=13_824,
-    num_hidden_layers=48,
-    num_attention_heads=40,
-    num_key_value_heads=8,
-)
-LLAMA_3_8B = LanguageConfig(
-    vocab_size=128_259,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    max_position_embeddings=8192,
-    model_max_length=4096,
-    rope_theta=500_000.0,
-    qkv_bias=False,
-    model_type="llama",
-)
+VOCAB_SIZE = 151_651  # a tokenizer's length, no multiple of 128
 IMAGE_ID, NEWLINE_ID = -200, 198  # of these networks, which have no tokenizer
 
 
@@ -78,12 +36,13 @@ def config_of(name: str) -> NvilaConfig:
         "15b": (QWEN2_14B, 2),
         "llama8b": (LLAMA_3_8B, 2),
     }[name]
+    is_llama = language.model_type == "llama"
     kind = {2: "mlp_downsample", 3: "mlp_downsample_3x3_fix"}[rate]
     return NvilaConfig(
-        vision=SIGLIP,
-        language=language,
+        vision=SIGLIP_448,
+        language=language if is_llama else replace(language, vocab_size=VOCAB_SIZE),
         mm_projector_type=kind,
-        chat_template="llama_3" if language is LLAMA_3_8B else "qwen2",
+        chat_template="llama_3" if is_llama else "qwen2",
     )
 
 

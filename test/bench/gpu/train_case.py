@@ -44,6 +44,7 @@ class Case:
     num_layers: int | None = None  # of the decoder; None: all of them
     checkpoints: tuple[bool, ...] = (False, True)  # activations kept, or made again
     max_samples: int | None = None  # None: as many as fit
+    budget: float = 1.0  # share of activations that compiled layers keep
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
     tower.vision_model.encoder.layers[tower.num_layers_to_run :].requires_grad_(False)
     adapt(model, case.adapt)
     to_float8(model, case.precision)
-    compile_layers(model)
+    compile_layers(model, budget=case.budget)
     return model.train()
 
 
@@ -196,7 +197,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
     def whole(name: str, network: str) -> Callable[[], Case]:
         precision = PrecisionConfig(**float8_states)
-        return lambda: Case(name, network, has_tower=True, precision=precision, checkpoints=(True,))
+        return lambda: Case(name, network, has_tower=True, precision=precision, budget=0.7)
 
     return {
         "decoder_bf16": decoder("decoder_bf16", "bfloat16"),

@@ -71,6 +71,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         "has_tower": case.has_tower,
         "compute": case.precision.compute,
         "optimizer_states": case.precision.optimizer_states,
+        "budget": case.budget,
         "num_layers": model.config.language.num_hidden_layers,
         "num_learning": sum(p.numel() for p in learning),
         "weights_gb": torch.cuda.memory_allocated() / 1e9,

@@ -42,9 +42,8 @@ def float8(rows: dict[str, dict[str, Any]]) -> str:
     for row, run in sorted(runs, key=lambda each: each[1]["checkpoints"]):
         ratio = f"{run['samples_per_s'] / base['samples_per_s']:.2f}" if base else "-"
         paper = PAPER_FP8[row["compute"].split("_")[0], run["checkpoints"]]
-        kept = "made again" if run["checkpoints"] else "kept"
         lines.append(
-            f"| {kept} | {row['compute']} | {run['samples']} | {run['peak_gb']:.1f} | "
+            f"| {kept(row, run)} | {row['compute']} | {run['samples']} | {run['peak_gb']:.1f} | "
             f"{run['samples_per_s']:.2f} | {run['tokens_per_s']} | {run['tflop_per_s']:.0f} | "
             f"{ratio} | {paper[2]:.1f} (batch {paper[0]}) |"
         )
@@ -57,16 +56,25 @@ def utilisation(rows: dict[str, dict[str, Any]]) -> str:
     if not runs:
         return ""
     lines = [
-        "| network | batch | GB | step, ms | samples/s | tokens/s | TFLOP/s | MFU | data wait |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | activations | batch | GB | step, ms | samples/s | tokens/s | TFLOP/s | MFU "
+        "| data wait |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['network']} | {run['samples']} | {run['peak_gb']:.1f} | {run['step_ms']:.0f} | "
+        f"| {row['network']} | {kept(row, run)} | {run['samples']} | {run['peak_gb']:.1f} | "
+        f"{run['step_ms']:.0f} | "
         f"{run['samples_per_s']:.2f} | {run['tokens_per_s']} | {run['tflop_per_s']:.0f} | "
         f"{100 * run['mfu']:.1f} % | {100 * run['loader']['wait_share']:.2f} % |"
         for row, run in runs
     ]
     return "\n".join(lines)
+
+
+def kept(row: dict[str, Any], run: dict[str, Any]) -> str:
+    """What happens to activations, in words."""
+    if run["checkpoints"]:
+        return "made again"
+    return "kept" if row.get("budget", 1.0) == 1.0 else f"{row['budget']:.0%} kept"
 
 
 def tuning(rows: dict[str, dict[str, Any]]) -> str:
@@ -77,11 +85,10 @@ def tuning(rows: dict[str, dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, (paper_gb, paper_rate) in PAPER_TUNING.items():
-        for _, run in _runs(rows, name):
-            kept = "made again" if run["checkpoints"] else "kept"
+        for row, run in _runs(rows, name):
             fits = "yes" if run["reserved_gb"] + 0.6 < 24 else "no"  # and the context
             lines.append(
-                f"| {name.replace('_', ' + ')} | {kept} | {run['peak_gb']:.1f} | "
+                f"| {name.replace('_', ' + ')} | {kept(row, run)} | {run['peak_gb']:.1f} | "
                 f"{run['reserved_gb']:.1f} | {run['steps_per_s']:.2f} | {fits} | "
                 f"{paper_gb} GB, {paper_rate}/s |"
             )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from nvila_ros.training.data.fuse import embed_batch
 from nvila_ros.training.data.packing import pack
 from nvila_ros.training.data.sample import (
     ClipFile,
+    FrameBytes,
     FrameFile,
     Sample,
     Turn,
@@ -261,3 +263,22 @@ def test_a_broken_video_is_a_broken_row(tmp_path: Path) -> None:
     row = sample("video", (ClipFile(tmp_path / "clip.mp4"),), ("<vila/video>What?", "left."))
     with pytest.raises(DataError, match=r"row: .*clip\.mp4"):
         encode(row, TOKENIZER, NANO)
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_picture_is_read_or_refused_by_name(picture_format: str) -> None:
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(frames(1)[0]).save(buffer, picture_format)
+    content = buffer.getvalue()
+    num_refused = 0
+    for _ in range(150):
+        damaged = bytearray(content[: int(rng.integers(len(content) + 1))])
+        for place in rng.integers(0, max(1, len(damaged)), 3) if damaged else ():
+            damaged[place] = int(rng.integers(256))
+        try:
+            assert open_frame(FrameBytes(bytes(damaged), "a.jpg")).mode == "RGB"
+        except DataError as error:
+            assert str(error).startswith("a.jpg is no readable picture")
+            num_refused += 1
+    assert num_refused > 50
