@@ -25,6 +25,7 @@ TILE = 16
 CODE_BYTES = TILE * PIECE_INPUTS // 2
 SCALE_BYTES = TILE * 2 * 4
 LOOKING_WARPS, TILE_KEYS = 2, 32
+LAYER_BYTES = 40  # of a layer's pointers
 QKV, OUTPUT, GATE_UP, DOWN = PHASES = range(4)
 PAIRED = (QKV, GATE_UP)
 EXTRA: dict[str, int] = {}  # more defines, to try variants
@@ -138,7 +139,8 @@ class Cut:
         rows = max(2 * most_inputs, 2 * max(sizes.hidden, queries) + keys)
         parts = (
             slots * (CODE_BYTES + SCALE_BYTES), slots * 8, self.num_warps * (units + 1) * 16,
-            sums * 4, most_inputs // ROWS_GROUP * 4, self.most_quads(OUTPUT) * 16, 128, rows,
+            sums * 4, most_inputs // ROWS_GROUP * 4, self.most_quads(OUTPUT) * 16, 128,
+            LOOKING_WARPS * 8, sizes.num_layers * LAYER_BYTES, rows,
         )  # fmt: skip
         return sum(-(-part // 16) * 16 for part in parts) + 1024
 
@@ -197,6 +199,6 @@ def plan(sizes: Sizes, device: Device) -> Cut | None:
         for stages in range(MAX_STAGES, FEWEST_STAGES - 1, -1):
             cut = Cut(sizes, device.num_multiprocessors, num_warps, stages)
             fits = cut.shared_bytes + 1024 <= device.block_bytes
-            if fits and cut.most_quads(QKV) <= num_warps:
+            if fits and max(map(cut.most_quads, (QKV, OUTPUT))) <= num_warps:
                 return cut
     return None

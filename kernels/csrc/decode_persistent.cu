@@ -13,7 +13,7 @@
 #include "decode_persistent_ring.cuh"
 #include "decode_persistent_rows.cuh"
 
-static_assert(most_quads(QKV) <= NUM_WARPS, "one quad of q, k and v a warp");
+static_assert(most_quads(QKV) <= NUM_WARPS && most_quads(OUTPUT) <= NUM_WARPS, "one quad a warp");
 
 // What a lane will need when its sums are there, asked for before they are: of its pair of a quad.
 struct Extras {
@@ -82,24 +82,32 @@ __device__ __forceinline__ void finish_residual(const Step &step, const Share &s
 // Where an output of the output and down projections has its sums.
 __device__ __forceinline__ int output_of(int row) { return row / HEIGHT * TILE + row % HEIGHT; }
 
-// The units' sums -> outputs. A warp per quad: lane 4 s + r adds up every eighth piece of row r.
+// Quads that a warp ends together: as many as spare it a second round.
+constexpr __host__ __device__ int quads_at_once(int phase) {
+  const int rounds = (most_quads(phase) + NUM_WARPS - 1) / NUM_WARPS;
+  return rounds > 2 ? 4 : rounds;
+}
+
+// The units' sums -> outputs. Of a warp with n quads at once, lane 4 (s n + q) + r adds up every (8 / n)-th
+// piece of row r of quad q.
 __device__ __forceinline__ void finish_phase(const Step &step, int phase, int index, const Extras &extras, u32 tag) {
-  const Layer &layer = step.from.layers[index];
+  const Layer &layer = step.layer(index);
   const Share share(phase);
   const bool paired = is_paired(phase);
-  const int pieces = pieces_of(phase), stride = sums_stride(phase);
+  const int pieces = pieces_of(phase), stride = sums_stride(phase), at_once = quads_at_once(phase);
 #pragma unroll 1
-  for (int quad = threadIdx.x / WARP; quad < share.count; quad += NUM_WARPS) {
+  for (int base = threadIdx.x / WARP * at_once; base < share.count; base += NUM_WARPS * at_once) {
+    const int quad = base + threadIdx.x / 4 % at_once;
     const int output = paired ? quad / 2 * TILE + quad % 2 * 4 + row_of_lane() : output_of(quad * 4 + row_of_lane());
     const float *from = reinterpret_cast<const float *>(step.shared + SUMS_AT) + output;
     float first = 0.f, second = 0.f;
 #pragma unroll 5
-    for (int piece = threadIdx.x % WARP / 4; piece < pieces; piece += 8) {
+    for (int piece = threadIdx.x % WARP / (4 * at_once); piece < pieces; piece += 8 / at_once) {
       first += from[piece * stride];
       if (paired) second += from[piece * stride + 8];
     }
-#pragma unroll
-    for (int offset = 4; offset < WARP; offset *= 2) {
+#pragma unroll 1
+    for (int offset = 4 * at_once; offset < WARP; offset *= 2) {
       first += __shfl_xor_sync(~0u, first, offset);
       second += __shfl_xor_sync(~0u, second, offset);
     }
@@ -107,7 +115,8 @@ __device__ __forceinline__ void finish_phase(const Step &step, int phase, int in
       finish_qkv(step, layer, share.first + quad, first, second, extras, tag);
     } else if (phase == GATE_UP) {
       const uint2 halves = gather4(first / (1.f + __expf(-first)) * second);
-      if (threadIdx.x % WARP == 0) send(step.from.words + INNER + share.first + quad, halves.x, halves.y, tag);
+      if (threadIdx.x % WARP < 4 * at_once && threadIdx.x % 4 == 0 && quad < share.count)
+        send(step.from.words + INNER + share.first + quad, halves.x, halves.y, tag);
     } else {
       finish_residual(step, share, phase, quad, first, phase == DOWN && index == LAYERS - 1, tag);
     }
@@ -115,14 +124,32 @@ __device__ __forceinline__ void finish_phase(const Step &step, int phase, int in
 }
 
 __device__ __forceinline__ void prepare(const Step &step) {
-  if (threadIdx.x < NUM_WARPS * STAGES) make_barrier(shared_address(step.shared) + BARRIERS_AT + threadIdx.x * 8);
+  const u32 base = shared_address(step.shared);
+  if (threadIdx.x < NUM_WARPS * STAGES) make_barrier(base + BARRIERS_AT + threadIdx.x * 8);
+  if (threadIdx.x < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + threadIdx.x * 8);
   publish_barriers();
   list_units(step);
+  const u64 *layers = reinterpret_cast<const u64 *>(step.from.layers);
+  for (int i = threadIdx.x; i < LAYERS * int(sizeof(Layer)) / 8; i += THREADS)
+    reinterpret_cast<u64 *>(step.shared + LAYERS_AT)[i] = layers[i];
   const Share share(OUTPUT);
   const __half *embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN + share.first * 4;
   float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
   for (int i = threadIdx.x; i < share.count * 4; i += THREADS) residual[i] = __half2float(embedding[i]);
   __syncthreads();
+}
+
+// Into L2: what a layer reads besides its weights, a layer ahead.
+__device__ __forceinline__ void ask_ahead(const Step &step, int index) {
+  if (index >= LAYERS || threadIdx.x % WARP) return;
+  const Layer &layer = step.layer(index);
+  const Looks part(step);
+  if (!part.is_idle()) part.copy_to_l2(step, layer);
+  if (blockIdx.x == BLOCKS - 1 && threadIdx.x == 0) {
+    copy_to_l2(layer.norms[0], HIDDEN * 2);
+    copy_to_l2(layer.norms[1], HIDDEN * 2);
+    if (layer.bias) copy_to_l2(layer.bias, ALL_HEADS * HEAD_DIM * 2);
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -133,17 +160,19 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
   const u32 epoch = __ldcg(arguments.epochs + blockIdx.x);
   prepare(step);
   Ring ring(step);
+  u32 key_parity = 0;
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) ring.load(step, i);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
     ask_keys(step, index);
-    Extras extras = ask_qkv(step, arguments.layers[index], Share(QKV));
+    Extras extras = ask_qkv(step, step.layer(index), Share(QKV));
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
-      if (phase == OUTPUT) attend(now, index, tag);
+      if (phase == OUTPUT) attend(now, index, key_parity, tag);
+      if (phase == GATE_UP) ask_ahead(now, index + 1);
       receive_phase(now, phase, index, tag);
       multiply_units(now, ring, phase);
       __syncthreads();

@@ -110,6 +110,7 @@ constexpr int LOOKING_WARPS = 2;  // of a block
 constexpr int TILE_KEYS = 32;     // of a warp
 constexpr int KEY_BYTES = HEAD_DIM * 2 + 32;  // of a row in shared memory: no bank conflicts
 constexpr int VALUE_BYTES = HEAD_DIM * 2 + 16;
+static_assert(LOOKING_WARPS % 2 == 0, "what follows the keys' barriers stands at multiples of 16");
 
 // ---- room in shared memory, from a multiple of 1024; the host counts the same (decode_persistent.py)
 
@@ -123,7 +124,9 @@ constexpr int SUMS_AT = UNITS_AT + NUM_WARPS * (MOST_UNITS + 1) * 16;
 constexpr int GROUP_SUMS_AT = SUMS_AT + rounded_up(MOST_SUMS * 4, 16);
 constexpr int RESIDUAL_AT = GROUP_SUMS_AT + rounded_up(MOST_INPUTS / GROUP * 4, 16);
 constexpr int REDUCTION_AT = RESIDUAL_AT + most_quads(OUTPUT) * 16;
-constexpr int X_AT = REDUCTION_AT + 128;
+constexpr int KEY_BARRIERS_AT = REDUCTION_AT + 128;
+constexpr int LAYERS_AT = KEY_BARRIERS_AT + LOOKING_WARPS * 8;
+constexpr int X_AT = LAYERS_AT + rounded_up(LAYERS * int(sizeof(Layer)), 16);
 // Keys and values stand behind the rows that are in use together with them.
 constexpr int KEYS_AT = X_AT + larger(HIDDEN, NUM_HEADS *HEAD_DIM) * 2;
 constexpr int END_AT = larger(X_AT + MOST_INPUTS * 2, KEYS_AT + LOOKING_WARPS * TILE_KEYS * (KEY_BYTES + VALUE_BYTES));
@@ -135,4 +138,8 @@ struct Step {
   const Maps &maps;
   unsigned char *shared;
   int position;
+
+  __device__ __forceinline__ const Layer &layer(int index) const {
+    return reinterpret_cast<const Layer *>(shared + LAYERS_AT)[index];
+  }
 };

@@ -19,61 +19,68 @@ constexpr int ADDING_WARPS = NUM_WARPS - LOOKING_WARPS;
 constexpr int HEAD_WORDS = HEAD_DIM / 4;
 static_assert(REPEATS <= 16 && BLOCKS_PER_HEAD >= 1 && ADDING_WARPS >= 1, "at most 16 query heads to a key-value head");
 
-// A warp's part: tiles of 32 keys, split + n * splits.
+// A warp's part: tiles of 32 old keys, split + n * splits. The newest key is not among them.
 struct Looks {
-  int kv_head, split, splits, num_tiles, longest;
+  int kv_head, split, splits, num_tiles, length;
   unsigned char *key_tile, *value_tile;
+  u32 barrier;
 
   __device__ __forceinline__ explicit Looks(const Step &step) {
-    const int warp = threadIdx.x / WARP;
+    const int looker = NUM_WARPS - 1 - int(threadIdx.x / WARP);  // the last warps: the first have more to multiply
     kv_head = blockIdx.x % NUM_KV_HEADS;
-    longest = step.position + 1;
-    num_tiles = (longest + TILE_KEYS - 1) / TILE_KEYS;
+    length = step.position;
+    num_tiles = (length + TILE_KEYS - 1) / TILE_KEYS;
     splits = min(MAX_SPLITS, num_tiles);
-    split = blockIdx.x / NUM_KV_HEADS + warp * BLOCKS_PER_HEAD;
-    if (warp >= LOOKING_WARPS || int(blockIdx.x) >= NUM_KV_HEADS * BLOCKS_PER_HEAD) split = num_tiles;
-    key_tile = step.shared + KEYS_AT + warp * (TILE_KEYS * (KEY_BYTES + VALUE_BYTES));
+    split = blockIdx.x / NUM_KV_HEADS + looker * BLOCKS_PER_HEAD;
+    if (looker >= LOOKING_WARPS || int(blockIdx.x) >= NUM_KV_HEADS * BLOCKS_PER_HEAD) split = num_tiles;
+    key_tile = step.shared + KEYS_AT + looker * (TILE_KEYS * (KEY_BYTES + VALUE_BYTES));
     value_tile = key_tile + TILE_KEYS * KEY_BYTES;
+    barrier = shared_address(step.shared) + KEY_BARRIERS_AT + looker * 8;
   }
 
   __device__ __forceinline__ bool is_idle() const { return split >= splits; }
 
-  // All of a tile but the newest key, which is on its way.
-  __device__ __forceinline__ void copy(const Step &step, int index, int tile) const {
-    constexpr int CHUNKS = HEAD_DIM / 8;
-    const size_t head = size_t(kv_head) * step.from.cache_length * HEAD_DIM;
-    const __half *keys = step.from.layers[index].keys + head, *values = step.from.layers[index].values + head;
-#pragma unroll 4
-    for (int i = threadIdx.x % WARP; i < TILE_KEYS * CHUNKS; i += WARP) {
-      const int row = i / CHUNKS, chunk = i % CHUNKS, key = tile * TILE_KEYS + row;
-      if (key >= longest - 1) continue;
-      copy16(shared_address(key_tile + row * KEY_BYTES + chunk * 16), keys + size_t(key) * HEAD_DIM + chunk * 8);
-      copy16(shared_address(value_tile + row * VALUE_BYTES + chunk * 16), values + size_t(key) * HEAD_DIM + chunk * 8);
+  __device__ __forceinline__ int keys_of(int tile) const { return min(TILE_KEYS, length - tile * TILE_KEYS); }
+
+  __device__ __forceinline__ size_t first_of(const Step &step, int tile) const {
+    return (size_t(kv_head) * step.from.cache_length + tile * TILE_KEYS) * HEAD_DIM;
+  }
+
+  // A key and a value a lane; values past the end become zeros, for their weights of 0.
+  __device__ __forceinline__ void copy(const Step &step, const Layer &layer, int tile) const {
+    const int row = threadIdx.x % WARP, keys = keys_of(tile);
+    const size_t place = first_of(step, tile) + row * HEAD_DIM;
+    order_copies();
+    if (row == 0) expect_bytes(barrier, keys * (HEAD_DIM * 4));
+    __syncwarp();
+    if (row < keys) {
+      copy_bytes(shared_address(key_tile + row * KEY_BYTES), layer.keys + place, HEAD_DIM * 2, barrier);
+      copy_bytes(shared_address(value_tile + row * VALUE_BYTES), layer.values + place, HEAD_DIM * 2, barrier);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < HEAD_DIM / 8; i++)
+        *reinterpret_cast<uint4 *>(value_tile + row * VALUE_BYTES + i * 16) = make_uint4(0u, 0u, 0u, 0u);
     }
+  }
+
+  __device__ __forceinline__ void copy_to_l2(const Step &step, const Layer &layer) const {
+    const int bytes = keys_of(split) * (HEAD_DIM * 2);
+    ::copy_to_l2(layer.keys + first_of(step, split), bytes);
+    ::copy_to_l2(layer.values + first_of(step, split), bytes);
+  }
+
+  __device__ __forceinline__ void wait(u32 &parity) const {
+    while (!has_bytes(barrier, parity)) {
+    }
+    parity ^= 1u;
+    __syncwarp();
   }
 };
 
 // What can be read before this step's key is there.
 __device__ __forceinline__ void ask_keys(const Step &step, int index) {
   const Looks part(step);
-  if (!part.is_idle()) part.copy(step, index, part.split);
-  commit_copies();
-}
-
-// The newest key and value, from who made them; rows past them hold anything and become zeros, for
-// their weights of 0.
-__device__ __forceinline__ void take_newest(const Step &step, const Looks &part, int newest, u32 tag) {
-  const u64 *key = step.from.words + QUERY + (NUM_HEADS + part.kv_head) * HEAD_WORDS;
-  const u64 *value = key + NUM_KV_HEADS * HEAD_WORDS;
-#pragma unroll 1
-  for (int i = threadIdx.x % WARP; i < HEAD_WORDS; i += WARP) {
-    const uint2 key_word = look8(key + i), value_word = look8(value + i);
-#pragma unroll 1
-    for (int row = newest + 1; row < TILE_KEYS; row++)
-      *reinterpret_cast<uint2 *>(part.value_tile + row * VALUE_BYTES + i * 8) = make_uint2(0u, 0u);
-    *reinterpret_cast<uint2 *>(part.key_tile + newest * KEY_BYTES + i * 8) = wait8(key_word, key + i, tag);
-    *reinterpret_cast<uint2 *>(part.value_tile + newest * VALUE_BYTES + i * 8) = wait8(value_word, value + i, tag);
-  }
+  if (!part.is_idle()) part.copy(step, step.layer(index), part.split);
 }
 
 // The queries of eight heads, as the right side of a product. Column order: of 16, lane t has 4 t to
@@ -84,13 +91,10 @@ struct Queries {
   __device__ __forceinline__ void take(const Step &step, int kv_head, int first, u32 tag) {
     const int lane = threadIdx.x % WARP, head = first + lane / 4;
     const u64 *source = step.from.words + QUERY + (kv_head * REPEATS + head) * HEAD_WORDS + lane % 4;
+    Word sent[SIXTEENS];  // zeros where there is no such head
+    wait_all(sent, head < REPEATS ? SIXTEENS : 0, tag, [&](int k) { return source + k * 4; });
 #pragma unroll
-    for (int k = 0; k < SIXTEENS; k++) words[k] = head < REPEATS ? look8(source + k * 4) : make_uint2(tag, 0u);
-#pragma unroll
-    for (int k = 0; k < SIXTEENS; k++) words[k] = wait8(words[k], source + k * 4, tag);
-    if (head >= REPEATS)
-#pragma unroll
-      for (int k = 0; k < SIXTEENS; k++) words[k].x = 0u;
+    for (int k = 0; k < SIXTEENS; k++) words[k] = sent[k].halves();
   }
 };
 
@@ -185,7 +189,7 @@ struct Running {
   }
 };
 
-__device__ __forceinline__ void look_at_keys(const Step &step, const Looks &part, int index, u32 tag) {
+__device__ __forceinline__ void look_at_keys(const Step &step, const Looks &part, int index, u32 &parity, u32 tag) {
 #pragma unroll 1
   for (int first = 0; first < REPEATS; first += 8) {
     Queries query;
@@ -193,40 +197,66 @@ __device__ __forceinline__ void look_at_keys(const Step &step, const Looks &part
     Running running;
 #pragma unroll 1
     for (int tile = part.split; tile < part.num_tiles; tile += part.splits) {
-      const int seen = part.longest - tile * TILE_KEYS;
       if (tile != part.split || first) {
         __syncwarp();
-        part.copy(step, index, tile);
-        commit_copies();
+        part.copy(step, step.layer(index), tile);
       }
-      if (seen <= TILE_KEYS) take_newest(step, part, seen - 1, tag);
-      wait_copies<0>();
-      __syncwarp();
-      running.look(query, part, seen);
+      part.wait(parity);
+      running.look(query, part, part.keys_of(tile));
     }
     running.send(step, part, first, tag);
   }
 }
 
-// All splits of one query head -> 32 of its columns. Lane 8 s + g adds up every fourth split's columns of g.
+// The newest key and value, from who made them, for one query head: its score, and a lane's word of
+// the value, in attention's order of columns. They need no split: who adds up has the time.
+struct Newest {
+  float score;
+  uint2 value;
+
+  __device__ __forceinline__ Newest(const Step &step, int head, int columns, u32 tag) {
+    const int lane = threadIdx.x % WARP, kv_head = head / REPEATS, at = lane % HEAD_WORDS;
+    const u64 *query = step.from.words + QUERY + head * HEAD_WORDS + at;
+    const u64 *key = step.from.words + QUERY + (NUM_HEADS + kv_head) * HEAD_WORDS + at;
+    const u64 *part = key - at + NUM_KV_HEADS * HEAD_WORDS + columns * 8 + lane % 8;
+    Word words[3];
+    wait_all(words, 3, tag, [&](int i) { return i == 0 ? query : i == 1 ? key : part; });
+    __syncwarp();
+    const uint2 q = words[0].halves(), k = words[1].halves(), v = words[2].halves();
+    const float2 q0 = unpack_halves(q.x), q1 = unpack_halves(q.y), k0 = unpack_halves(k.x), k1 = unpack_halves(k.y);
+    const float product = q0.x * k0.x + q0.y * k0.y + q1.x * k1.x + q1.y * k1.y;
+    score = sum_over_warp(lane < HEAD_WORDS ? product : 0.f) * (1.4426950408889634f / sqrtf(float(HEAD_DIM)));
+    u32 halves[4];  // of columns g, 8 + g, 16 + g, 24 + g, where g = lane % 8
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int from = 2 * i + lane % 8 / 4;
+      const u32 low = __shfl_sync(~0u, v.x, from), high = __shfl_sync(~0u, v.y, from), two = lane & 2 ? high : low;
+      halves[i] = lane & 1 ? two >> 16 : two & 0xffffu;
+    }
+    value = make_uint2(halves[0] | halves[1] << 16, halves[2] | halves[3] << 16);
+  }
+};
+
+// All splits of one query head, and the newest key -> 32 of its columns. Lane 8 s + g adds up every
+// fourth split's columns of g.
 __device__ __forceinline__ void add_splits(const Step &step, int item, int splits, u32 tag) {
-  constexpr int AT_ONCE = 9, SHARERS = 4;
-  const int lane = threadIdx.x % WARP, sharer = lane / 8, head = item / (HEAD_DIM / 32);
-  const uint4 *found = step.from.found + size_t(head) * MAX_SPLITS * HEAD_WORDS + item % (HEAD_DIM / 32) * 8 + lane % 8;
-  float top = MASKED, heavy = 0.f, total[4] = {};
+  constexpr int AT_ONCE = 9, SHARERS = 4, PARTS = HEAD_DIM / 32;
+  const int lane = threadIdx.x % WARP, sharer = lane / 8, head = item / PARTS;
+  const uint4 *found = step.from.found + size_t(head) * MAX_SPLITS * HEAD_WORDS + item % PARTS * 8 + lane % 8;
+  const Newest newest(step, head, item % PARTS, tag);
+  float top = newest.score, heavy = sharer == 0 ? 1.f : 0.f, total[4];
+  const float2 first_value = unpack_halves(newest.value.x), second_value = unpack_halves(newest.value.y);
+  total[0] = heavy * first_value.x, total[1] = heavy * first_value.y;
+  total[2] = heavy * second_value.x, total[3] = heavy * second_value.y;
 #pragma unroll 1
   for (int base = sharer; base < splits; base += AT_ONCE * SHARERS) {
-    uint4 words[AT_ONCE];
+    FoundWord words[AT_ONCE];
+    const int wanted = (splits - base + SHARERS - 1) / SHARERS;
+    wait_all(words, wanted, tag, [&](int i) { return found + (base + i * SHARERS) * HEAD_WORDS; });
     float higher = top;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
-      if (base + i * SHARERS < splits) words[i] = look_found(found + (base + i * SHARERS) * HEAD_WORDS);
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-      if (base + i * SHARERS < splits) {
-        words[i] = wait_found(words[i], found + (base + i * SHARERS) * HEAD_WORDS, tag);
-        higher = fmaxf(higher, __uint_as_float(words[i].z));
-      }
+      if (i < wanted) higher = fmaxf(higher, words[i].weight());
     const float shrink = exp2f(top - higher);
     top = higher;
     heavy *= shrink;
@@ -234,9 +264,9 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
     for (int c = 0; c < 4; c++) total[c] *= shrink;
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
-      if (base + i * SHARERS < splits) {
-        const float weight = exp2f(__uint_as_float(words[i].z) - top);
-        const float2 low = unpack_halves(words[i].x), high = unpack_halves(words[i].y);
+      if (i < wanted) {
+        const float weight = exp2f(words[i].weight() - top);
+        const float2 low = words[i].first(), high = words[i].second();
         heavy += weight;
         total[0] += weight * low.x, total[1] += weight * low.y;
         total[2] += weight * high.x, total[3] += weight * high.y;
@@ -261,13 +291,13 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
 }
 
 // The warp's part of attention.
-__device__ __forceinline__ void attend(const Step &step, int index, u32 tag) {
+__device__ __forceinline__ void attend(const Step &step, int index, u32 &key_parity, u32 tag) {
   const Looks part(step);
   const int warp = threadIdx.x / WARP;
-  if (!part.is_idle()) look_at_keys(step, part, index, tag);
-  if (warp < LOOKING_WARPS) return;
+  if (!part.is_idle()) look_at_keys(step, part, index, key_parity, tag);
+  if (warp >= ADDING_WARPS) return;
   constexpr int ITEMS = NUM_HEADS * (HEAD_DIM / 32);
 #pragma unroll 1
-  for (int item = blockIdx.x + (warp - LOOKING_WARPS) * BLOCKS; item < ITEMS; item += ADDING_WARPS * BLOCKS)
+  for (int item = blockIdx.x + warp * BLOCKS; item < ITEMS; item += ADDING_WARPS * BLOCKS)
     add_splits(step, item, part.splits, tag);
 }

@@ -9,15 +9,16 @@ __device__ __forceinline__ void put_word(u64 *place, u64 word) {
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(place), "l"(word) : "memory");
 }
 
-__device__ __forceinline__ u64 get_word(const u64 *place) {
-  u64 v;
-  asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(place) : "memory");
-  return v;
+// Reads only where it is asked to, without a branch: several such reads are on their way together.
+__device__ __forceinline__ void get_word_if(bool is_wanted, const u64 *place, u64 &v) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p ld.relaxed.gpu.global.b64 %0, [%1];\n}"
+               : "+l"(v) : "l"(place), "r"(u32(is_wanted)) : "memory");
 }
 
 // Two neighbours: each word is single, the two together are not.
-__device__ __forceinline__ void get_words(const u64 *place, u64 &first, u64 &second) {
-  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(place) : "memory");
+__device__ __forceinline__ void get_words_if(bool is_wanted, const u64 *place, u64 &first, u64 &second) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n@p ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];\n}"
+               : "+l"(first), "+l"(second) : "l"(place), "r"(u32(is_wanted)) : "memory");
 }
 
 // 128 bits at once.
@@ -26,9 +27,10 @@ __device__ __forceinline__ void put_long_word(uint4 *place, u64 low, u64 high) {
                ::"l"(place), "l"(low), "l"(high) : "memory");
 }
 
-__device__ __forceinline__ void get_long_word(const uint4 *place, u64 &low, u64 &high) {
-  asm volatile("{\n.reg .b128 v;\nld.relaxed.gpu.global.b128 v, [%2];\nmov.b128 {%0, %1}, v;\n}"
-               : "=l"(low), "=l"(high) : "l"(place) : "memory");
+__device__ __forceinline__ void get_long_word_if(bool is_wanted, const uint4 *place, u64 &low, u64 &high) {
+  asm volatile("{\n.reg .pred p;\n.reg .b128 v;\nsetp.ne.u32 p, %3, 0;\nmov.b128 v, {%0, %1};\n"
+               "@p ld.relaxed.gpu.global.b128 v, [%2];\nmov.b128 {%0, %1}, v;\n}"
+               : "+l"(low), "+l"(high) : "l"(place), "r"(u32(is_wanted)) : "memory");
 }
 
 // 0, which the compiler does not know: what is added to it is computed anew, not kept in registers.
@@ -60,6 +62,9 @@ __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// What was read and written in shared memory so far comes before the copies asked for from here on.
+__device__ __forceinline__ void order_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 __device__ __forceinline__ void expect_bytes(u32 barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
@@ -81,4 +86,9 @@ __device__ __forceinline__ void copy_box(u32 target, const Map *map, int column,
 __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// Into L2, for who copies it later.
+__device__ __forceinline__ void copy_to_l2(const void *source, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 }

@@ -50,26 +50,26 @@ __device__ __forceinline__ float norm_factor(const Step &step, float squares) {
 template <int COUNT, Kind KIND>
 __device__ __forceinline__ void receive(const Step &step, const u64 *words, const uint4 *embedding, const __half *norm,
                                         u32 tag) {
-  constexpr int EIGHTS = COUNT / 8, ROUNDS = (EIGHTS + THREADS - 1) / THREADS, AT_ONCE = ROUNDS < 6 ? ROUNDS : 6;
+  constexpr int EIGHTS = COUNT / 8, ROUNDS = (EIGHTS + THREADS - 1) / THREADS, AT_ONCE = ROUNDS < 7 ? ROUNDS : 7;
   static_assert(KIND != NORMED || ROUNDS == AT_ONCE, "a normed row stays in registers");
   unsigned char *x = step.shared + X_AT;
   float *group_sums = reinterpret_cast<float *>(step.shared + GROUP_SUMS_AT);
 #pragma unroll 1
   for (int base = threadIdx.x; base - int(threadIdx.x) < EIGHTS; base += AT_ONCE * THREADS) {
     uint4 v[AT_ONCE], weights[AT_ONCE];
+    TwoWords sent[AT_ONCE];
     float squares = 0.f, factor = 1.f;
+    if (KIND == NORMED)
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; i++)
+        if (base + i * THREADS < EIGHTS) weights[i] = __ldg(reinterpret_cast<const uint4 *>(norm) + base + i * THREADS);
+    if (!embedding)
+      wait_all(sent, (EIGHTS - base + THREADS - 1) / THREADS, tag, [&](int i) { return words + (base + i * THREADS) * 2; });
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       const int eight = base + i * THREADS;
       if (eight >= EIGHTS) continue;
-      v[i] = embedding ? __ldg(embedding + eight) : look16(words + eight * 2);
-      if (KIND == NORMED) weights[i] = __ldg(reinterpret_cast<const uint4 *>(norm) + eight);
-    }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      const int eight = base + i * THREADS;
-      if (eight >= EIGHTS) continue;
-      if (!embedding) v[i] = wait16(v[i], words + eight * 2, tag);
+      v[i] = embedding ? __ldg(embedding + eight) : sent[i].halves();
       if (KIND == NORMED) squares += square_sum8(v[i]);
     }
     if (KIND == NORMED) factor = norm_factor(step, squares);
@@ -101,7 +101,7 @@ __device__ __forceinline__ void receive(const Step &step, const u64 *words, cons
 
 // x of a phase, as soon as the others have sent it.
 __device__ __forceinline__ void receive_phase(const Step &step, int phase, int index, u32 tag) {
-  const Layer &layer = step.from.layers[index];
+  const Layer &layer = step.layer(index);
   const u64 *words = step.from.words;
   if (phase == OUTPUT) {
     receive<NUM_HEADS * HEAD_DIM, MIXED_COLUMNS>(step, words + MIXED, nullptr, nullptr, tag);

@@ -28,29 +28,37 @@ __device__ __forceinline__ void send(u64 *place, u32 low, u32 high, u32 tag) {
   put_word(place, u64(high) << 32 | with_bit(low, tag));
 }
 
-__device__ __forceinline__ uint2 look8(const u64 *place) {
-  const u64 v = get_word(place);
-  return make_uint2(u32(v), u32(v >> 32));
-}
+struct Word {
+  u64 v = 0;
+  __device__ __forceinline__ void look(bool is_wanted, const u64 *place) { get_word_if(is_wanted, place, v); }
+  __device__ __forceinline__ bool is_old(u32 tag) const { return (u32(v) ^ tag) & 1u; }
+  __device__ __forceinline__ uint2 halves() const { return make_uint2(u32(v) & ~1u, u32(v >> 32)); }
+};
 
-// Two words.
-__device__ __forceinline__ uint4 look16(const u64 *place) {
-  u64 a, b;
-  get_words(place, a, b);
-  return make_uint4(u32(a), u32(a >> 32), u32(b), u32(b >> 32));
-}
+struct TwoWords {
+  u64 first = 0, second = 0;
+  __device__ __forceinline__ void look(bool is_wanted, const u64 *place) { get_words_if(is_wanted, place, first, second); }
+  __device__ __forceinline__ bool is_old(u32 tag) const { return ((u32(first) ^ tag) | (u32(second) ^ tag)) & 1u; }
+  __device__ __forceinline__ uint4 halves() const {
+    return make_uint4(u32(first) & ~1u, u32(first >> 32), u32(second) & ~1u, u32(second >> 32));
+  }
+};
 
-__device__ __forceinline__ uint2 wait8(uint2 v, const u64 *place, u32 tag) {
-  for (int polls = 0; (v.x ^ tag) & 1u; count_poll(polls)) v = look8(place);
-  v.x &= ~1u;
-  return v;
-}
-
-__device__ __forceinline__ uint4 wait16(uint4 v, const u64 *place, u32 tag) {
-  for (int polls = 0; ((v.x ^ tag) | (v.z ^ tag)) & 1u; count_poll(polls)) v = look16(place);
-  v.x &= ~1u;
-  v.z &= ~1u;
-  return v;
+// The first `wanted` places, all at once, and again those that are old, until none is: a wait lasts as
+// long as one read after the last word has come, not one read for each. `place_of(i)`: of the i-th.
+template <class Any, int COUNT, class Place>
+__device__ __forceinline__ void wait_all(Any (&words)[COUNT], int wanted, u32 tag, Place place_of) {
+  u32 old = 0;
+#pragma unroll
+  for (int i = 0; i < COUNT; i++)
+    if (i < wanted) old |= 1u << i;
+  for (int polls = 0; old; count_poll(polls)) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) words[i].look(old >> i & 1u, place_of(i));
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if (!words[i].is_old(tag)) old &= ~(1u << i);
+  }
 }
 
 // Words of attention's splits. Which splits there are changes with the position, so these carry the
@@ -59,13 +67,11 @@ __device__ __forceinline__ void send_found(uint4 *place, u32 low, u32 high, floa
   put_long_word(place, u64(high) << 32 | low, u64(tag) << 32 | __float_as_uint(weight));
 }
 
-__device__ __forceinline__ uint4 look_found(const uint4 *place) {
-  u64 a, b;
-  get_long_word(place, a, b);
-  return make_uint4(u32(a), u32(a >> 32), u32(b), u32(b >> 32));
-}
-
-__device__ __forceinline__ uint4 wait_found(uint4 v, const uint4 *place, u32 tag) {
-  for (int polls = 0; v.w != tag; count_poll(polls)) v = look_found(place);
-  return v;
-}
+struct FoundWord {
+  u64 low = 0, high = 0;
+  __device__ __forceinline__ void look(bool is_wanted, const uint4 *place) { get_long_word_if(is_wanted, place, low, high); }
+  __device__ __forceinline__ bool is_old(u32 tag) const { return u32(high >> 32) != tag; }
+  __device__ __forceinline__ float weight() const { return __uint_as_float(u32(high)); }
+  __device__ __forceinline__ float2 first() const { return unpack_halves(u32(low)); }
+  __device__ __forceinline__ float2 second() const { return unpack_halves(u32(low >> 32)); }
+};

@@ -65,3 +65,4 @@ inline u32 __shfl_down_sync(u32, u32 v, int step) {
   return shuffle(v, self + step < 32 ? self + step : self);
 }
 inline float __shfl_down_sync(u32 m, float v, int step) { return __uint_as_float(__shfl_down_sync(m, __float_as_uint(v), step)); }
+inline u32 __shfl_sync(u32, u32 v, int source) { return shuffle(v, source); }

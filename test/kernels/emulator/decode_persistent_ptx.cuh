@@ -11,16 +11,18 @@ inline void put_words(u64 *place, std::vector<u64> words) {
   stores.emplace_back(place, std::move(words));
 }
 inline void put_word(u64 *place, u64 word) { put_words(place, {word}); }
-inline u64 get_word(const u64 *place) {
+inline void get_word_if(bool is_wanted, const u64 *place, u64 &v) {
+  if (!is_wanted) return;
   emulator::poll();
-  return *place;
+  v = *place;
 }
-inline void get_words(const u64 *place, u64 &first, u64 &second) {
-  first = get_word(place);
-  second = get_word(place + 1);
+inline void get_words_if(bool is_wanted, const u64 *place, u64 &first, u64 &second) {
+  get_word_if(is_wanted, place, first);
+  get_word_if(is_wanted, place + 1, second);
 }
 inline void put_long_word(uint4 *place, u64 low, u64 high) { put_words(reinterpret_cast<u64 *>(place), {low, high}); }
-inline void get_long_word(const uint4 *place, u64 &low, u64 &high) {
+inline void get_long_word_if(bool is_wanted, const uint4 *place, u64 &low, u64 &high) {
+  if (!is_wanted) return;
   emulator::poll();
   low = reinterpret_cast<const u64 *>(place)[0], high = reinterpret_cast<const u64 *>(place)[1];
 }
@@ -54,6 +56,7 @@ inline emulator::Barrier &barrier_at(u32 address) {
 }
 inline void make_barrier(u32 address) { emulator::block().barriers[address] = {}; }
 inline void publish_barriers() {}
+inline void order_copies() {}
 inline void expect_bytes(u32 address, int bytes) {
   emulator::Barrier &barrier = barrier_at(address);
   if (!barrier.pending) emulator::fail("a barrier expects bytes twice");
@@ -99,4 +102,7 @@ inline void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
   if (target % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("a bulk copy of odd bytes");
   void *place = shared_pointer<void>(target);
   later(barrier, bytes, [=] { std::memcpy(place, source, bytes); });
+}
+inline void copy_to_l2(const void *source, int bytes) {
+  if (bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("a bulk copy of odd bytes");
 }
