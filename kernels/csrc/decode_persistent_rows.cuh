@@ -108,10 +108,10 @@ __device__ __forceinline__ void receive_phase(const Step &step, int phase, int i
   } else if (phase == DOWN) {
     receive<INTERMEDIATE, PLAIN>(step, words + INNER, nullptr, nullptr, tag);
   } else {
-    const __half *embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN;
-    const bool is_first = phase == QKV && index == 0;
+    const __half *embedding = nullptr;
+    if (phase == QKV && index == 0) embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN;
     receive<HIDDEN, NORMED>(step, words + (phase == QKV ? HIDDEN_DOWN : HIDDEN_OUTPUT),
-                            is_first ? reinterpret_cast<const uint4 *>(embedding) : nullptr,
-                            layer.norms[phase == GATE_UP], phase == QKV ? tag - 1 : tag);
+                            reinterpret_cast<const uint4 *>(embedding), layer.norms[phase == GATE_UP],
+                            phase == QKV ? tag - 1 : tag);
   }
 }
