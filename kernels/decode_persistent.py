@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nvila_ros.kernels import build, driver
-from nvila_ros.kernels.decode_persistent_plan import PHASES, Cut
+from nvila_ros.kernels.decode_persistent_plan import PHASES, TILE_KEYS, Cut
 from nvila_ros.kernels.packing import RowsInt4
 
 SOURCE = "decode_persistent.cu"
@@ -59,16 +59,24 @@ class PersistentLayers:
         found = sizes.num_heads * cut.max_splits * sizes.head_dim
         self._found = torch.zeros(found, dtype=torch.int32, device=where)
         self._epochs = torch.zeros(cut.num_blocks, dtype=torch.int32, device=where)
-        self._maps = self._make_maps(matrices)
+        self._maps = self._make_maps(self._boxes(matrices, keys, values))
 
-    def _make_maps(self, matrices: Sequence[Sequence[RowsInt4]]) -> ctypes.Array[driver.TensorMap]:
-        """The source's `Maps`: codes in boxes of 256 inputs."""
-        boxes = [(self.cut.box_rows(phase), 32) for phase in PHASES]
-        maps = [
-            driver.tensor_map(matrix.qweight, box, swizzle=128)
+    def _boxes(
+        self, matrices: Sequence[Sequence[RowsInt4]], keys: Tensor, values: Tensor
+    ) -> list[tuple[Tensor, tuple[int, int, int, int]]]:
+        """What the copy engine reads, as words of 32 bits in four dimensions, and in which boxes."""
+        found = [
+            (self.cut.view(phase, layer[phase].qweight), self.cut.box(phase))
             for layer in matrices
-            for matrix, box in zip(layer, boxes, strict=True)
+            for phase in PHASES
         ]
+        return [*found, *((each.view(torch.int32), (1, 1, TILE_KEYS, 32)) for each in (keys, values))]
+
+    def _make_maps(
+        self, boxes: Sequence[tuple[Tensor, tuple[int, ...]]]
+    ) -> ctypes.Array[driver.TensorMap]:
+        """The source's `Maps`."""
+        maps = [driver.tensor_map(tensor, box, swizzle=128) for tensor, box in boxes]
         return (driver.TensorMap * len(maps))(*maps)
 
     def arguments(

@@ -110,9 +110,16 @@ class Cut:
         """Outputs of a tile of the output and down projections."""
         return -(-self.most_quads(OUTPUT) * 4 // self.most_tiles(OUTPUT))
 
-    def box_rows(self, phase: int) -> int:
-        """Rows of the matrix that the copy engine brings at once."""
-        return TILE // 2 if phase in PAIRED else self.height
+    def box(self, phase: int) -> tuple[int, int, int, int]:
+        """What the copy engine brings at once: of heads, halves, rows and words."""
+        words = PIECE_INPUTS // 8
+        return (1, 2, TILE // 2, words) if phase in PAIRED else (1, 1, self.height, words)
+
+    def view(self, phase: int, codes: Tensor) -> Tensor:
+        """(N, K / 8) words -> heads, halves, rows, words: the two outputs of a pair a half apart."""
+        if phase not in PAIRED:
+            return codes[None, None]
+        return codes.unflatten(0, (-1, 2, self.sizes.pair_step(phase)))
 
     @property
     def max_splits(self) -> int:
@@ -135,14 +142,15 @@ class Cut:
         sums = max(self.pieces(p) * (self.most_tiles(p) * TILE + 4) for p in PHASES)
         queries = sizes.num_heads * sizes.head_dim
         most_inputs = max(sizes.intermediate, queries)
-        keys = LOOKING_WARPS * TILE_KEYS * (4 * sizes.head_dim + 48)
-        rows = max(2 * most_inputs, 2 * max(sizes.hidden, queries) + keys)
         parts = (
             slots * (CODE_BYTES + SCALE_BYTES), slots * 8, self.num_warps * (units + 1) * 16,
             sums * 4, most_inputs // ROWS_GROUP * 4, self.most_quads(OUTPUT) * 16, 128,
-            LOOKING_WARPS * 8, sizes.num_layers * LAYER_BYTES, rows,
+            LOOKING_WARPS * 8, sizes.num_layers * LAYER_BYTES,
         )  # fmt: skip
-        return sum(-(-part // 16) * 16 for part in parts) + 1024
+        rows = sum(-(-part // 16) * 16 for part in parts)
+        keys = -(-(rows + 2 * max(sizes.hidden, queries)) // 1024) * 1024
+        end = max(rows + 2 * most_inputs, keys + LOOKING_WARPS * TILE_KEYS * 4 * sizes.head_dim)
+        return end + 1024
 
     @property
     def defines(self) -> Mapping[str, int]:

@@ -161,12 +161,12 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
   prepare(step);
   Ring ring(step);
   u32 key_parity = 0;
+  ask_keys(step, 0);
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) ring.load(step, i);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
-    ask_keys(step, index);
     Extras extras = ask_qkv(step, step.layer(index), Share(QKV));
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
@@ -176,6 +176,7 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
       receive_phase(now, phase, index, tag);
       multiply_units(now, ring, phase);
       __syncthreads();
+      if (phase == DOWN && index + 1 < LAYERS) ask_keys(now, index + 1);
       finish_phase(now, phase, index, extras, tag);
     }
   }

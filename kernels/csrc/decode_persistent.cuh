@@ -38,8 +38,10 @@ struct Arguments {
   float eps;
 };
 
+// Codes: (heads, 2, half a head, K / 8) words, (1, 2, I, K / 8), or (1, 1, N, K / 8); keys and values:
+// (L, Hkv, S, d / 2) words.
 struct Maps {
-  Map codes[LAYERS * NUM_PHASES];
+  Map codes[LAYERS * NUM_PHASES], keys, values;
 };
 
 // Where the values of a layer stand, four to a word.
@@ -108,8 +110,8 @@ struct Share {  // of a phase's quads
 
 constexpr int LOOKING_WARPS = 2;  // of a block
 constexpr int TILE_KEYS = 32;     // of a warp
-constexpr int KEY_BYTES = HEAD_DIM * 2 + 32;  // of a row in shared memory: no bank conflicts
-constexpr int VALUE_BYTES = HEAD_DIM * 2 + 16;
+constexpr int BOX_BYTES = TILE_KEYS * 128;  // of 64 columns
+constexpr int TILE_BYTES = HEAD_DIM / 64 * BOX_BYTES;
 static_assert(LOOKING_WARPS % 2 == 0, "what follows the keys' barriers stands at multiples of 16");
 
 // ---- room in shared memory, from a multiple of 1024; the host counts the same (decode_persistent.py)
@@ -128,8 +130,8 @@ constexpr int KEY_BARRIERS_AT = REDUCTION_AT + 128;
 constexpr int LAYERS_AT = KEY_BARRIERS_AT + LOOKING_WARPS * 8;
 constexpr int X_AT = LAYERS_AT + rounded_up(LAYERS * int(sizeof(Layer)), 16);
 // Keys and values stand behind the rows that are in use together with them.
-constexpr int KEYS_AT = X_AT + larger(HIDDEN, NUM_HEADS *HEAD_DIM) * 2;
-constexpr int END_AT = larger(X_AT + MOST_INPUTS * 2, KEYS_AT + LOOKING_WARPS * TILE_KEYS * (KEY_BYTES + VALUE_BYTES));
+constexpr int KEYS_AT = rounded_up(X_AT + larger(HIDDEN, NUM_HEADS *HEAD_DIM) * 2, 1024);
+constexpr int END_AT = larger(X_AT + MOST_INPUTS * 2, KEYS_AT + LOOKING_WARPS * 2 * TILE_BYTES);
 static_assert(END_AT + 1024 <= SHARED_BYTES, "the host has counted otherwise");
 static_assert(HIDDEN % 256 == 0 && INTERMEDIATE % 256 == 0 && NUM_HEADS * HEAD_DIM % 256 == 0, "whole units");
 

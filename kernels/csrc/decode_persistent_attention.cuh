@@ -33,8 +33,8 @@ struct Looks {
     splits = min(MAX_SPLITS, num_tiles);
     split = blockIdx.x / NUM_KV_HEADS + looker * BLOCKS_PER_HEAD;
     if (looker >= LOOKING_WARPS || int(blockIdx.x) >= NUM_KV_HEADS * BLOCKS_PER_HEAD) split = num_tiles;
-    key_tile = step.shared + KEYS_AT + looker * (TILE_KEYS * (KEY_BYTES + VALUE_BYTES));
-    value_tile = key_tile + TILE_KEYS * KEY_BYTES;
+    key_tile = step.shared + KEYS_AT + looker * (2 * TILE_BYTES);
+    value_tile = key_tile + TILE_BYTES;
     barrier = shared_address(step.shared) + KEY_BARRIERS_AT + looker * 8;
   }
 
@@ -42,45 +42,44 @@ struct Looks {
 
   __device__ __forceinline__ int keys_of(int tile) const { return min(TILE_KEYS, length - tile * TILE_KEYS); }
 
-  __device__ __forceinline__ size_t first_of(const Step &step, int tile) const {
-    return (size_t(kv_head) * step.from.cache_length + tile * TILE_KEYS) * HEAD_DIM;
-  }
-
-  // A key and a value a lane; values past the end become zeros, for their weights of 0.
-  __device__ __forceinline__ void copy(const Step &step, const Layer &layer, int tile) const {
-    const int row = threadIdx.x % WARP, keys = keys_of(tile);
-    const size_t place = first_of(step, tile) + row * HEAD_DIM;
+  // Of whole tiles: keys past the end are there, or zeros, and will not be looked at.
+  __device__ __forceinline__ void copy(const Step &step, int index, int tile) const {
+    if (threadIdx.x % WARP) return;
+    const u32 keys = shared_address(key_tile), values = shared_address(value_tile);
     order_copies();
-    if (row == 0) expect_bytes(barrier, keys * (HEAD_DIM * 4));
-    __syncwarp();
-    if (row < keys) {
-      copy_bytes(shared_address(key_tile + row * KEY_BYTES), layer.keys + place, HEAD_DIM * 2, barrier);
-      copy_bytes(shared_address(value_tile + row * VALUE_BYTES), layer.values + place, HEAD_DIM * 2, barrier);
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < HEAD_DIM / 8; i++)
-        *reinterpret_cast<uint4 *>(value_tile + row * VALUE_BYTES + i * 16) = make_uint4(0u, 0u, 0u, 0u);
+    expect_bytes(barrier, 2 * TILE_BYTES);
+#pragma unroll
+    for (int box = 0; box < HEAD_DIM / 64; box++) {
+      copy_box(keys + box * BOX_BYTES, &step.maps.keys, box * 32, tile * TILE_KEYS, kv_head, index, barrier);
+      copy_box(values + box * BOX_BYTES, &step.maps.values, box * 32, tile * TILE_KEYS, kv_head, index, barrier);
     }
   }
 
   __device__ __forceinline__ void copy_to_l2(const Step &step, const Layer &layer) const {
     const int bytes = keys_of(split) * (HEAD_DIM * 2);
-    ::copy_to_l2(layer.keys + first_of(step, split), bytes);
-    ::copy_to_l2(layer.values + first_of(step, split), bytes);
+    const size_t place = (size_t(kv_head) * step.from.cache_length + split * TILE_KEYS) * HEAD_DIM;
+    ::copy_to_l2(layer.keys + place, bytes);
+    ::copy_to_l2(layer.values + place, bytes);
   }
 
-  __device__ __forceinline__ void wait(u32 &parity) const {
+  // Values past the end become zeros, for their weights of 0.
+  __device__ __forceinline__ void wait(int tile, u32 &parity) const {
+    const int row = threadIdx.x % WARP;
     while (!has_bytes(barrier, parity)) {
     }
     parity ^= 1u;
+    if (row >= keys_of(tile))
+#pragma unroll 1
+      for (int i = 0; i < HEAD_DIM / 8; i++)
+        *reinterpret_cast<uint4 *>(value_tile + i / 8 * BOX_BYTES + row * 128 + i % 8 * 16) = make_uint4(0u, 0u, 0u, 0u);
     __syncwarp();
   }
 };
 
-// What can be read before this step's key is there.
+// The keys from before this step, as soon as their room is free.
 __device__ __forceinline__ void ask_keys(const Step &step, int index) {
   const Looks part(step);
-  if (!part.is_idle()) part.copy(step, step.layer(index), part.split);
+  if (!part.is_idle()) part.copy(step, index, part.split);
 }
 
 // The queries of eight heads, as the right side of a product. Column order: of 16, lane t has 4 t to
@@ -123,15 +122,15 @@ struct Running {
   // 32 keys, of which `seen` are in sight: keys 16 n + 8 half + g, scores[n][half * 2 + head].
   __device__ __forceinline__ void look(const Queries &query, const Looks &part, int seen) {
     const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, matrix = lane / 8;
-    const u32 keys = shared_address(part.key_tile) + g * KEY_BYTES + t * 8;
+    const u32 keys = shared_address(part.key_tile) + g * 128 + (t / 2 ^ g) * 16 + t % 2 * 8;
     const float scale = 1.4426950408889634f / sqrtf(float(HEAD_DIM));
     float scores[2][4] = {};
 #pragma unroll
     for (int k = 0; k < SIXTEENS; k++)
 #pragma unroll
       for (int n = 0; n < 2; n++) {
-        const u32 row = keys + n * 16 * KEY_BYTES + k * 32;
-        const uint2 upper = load_shared8(row), lower = load_shared8(row + 8 * KEY_BYTES);
+        const u32 row = (keys ^ k % 4 * 32) + k / 4 * BOX_BYTES + n * 16 * 128;
+        const uint2 upper = load_shared8(row), lower = load_shared8(row + 8 * 128);
         multiply_16x8x16(scores[n], upper.x, lower.x, upper.y, lower.y, query.words[k].x, query.words[k].y);
       }
     float shrink[2];
@@ -159,13 +158,13 @@ struct Running {
 #pragma unroll
     for (int i = 0; i < 4; i++)
       weights[i] = transposed(pack_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]));
-    const u32 values = shared_address(part.value_tile) + (matrix / 2 * 8 + lane % 8) * VALUE_BYTES + matrix % 2 * 16;
+    const u32 values = shared_address(part.value_tile) + (matrix / 2 * 8 + lane % 8) * 128 + (matrix % 2 ^ lane % 8) * 16;
 #pragma unroll
     for (int n = 0; n < SIXTEENS; n++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) sum[n][i] *= shrink[i % 2];
-      const uint4 first = load_matrices_transposed(values + n * 32);
-      const uint4 second = load_matrices_transposed(values + n * 32 + 16 * VALUE_BYTES);
+      const u32 row = (values ^ n % 4 * 32) + n / 4 * BOX_BYTES;
+      const uint4 first = load_matrices_transposed(row), second = load_matrices_transposed(row + 16 * 128);
       multiply_16x8x16(sum[n], first.x, first.y, first.z, first.w, weights[0], weights[1]);
       multiply_16x8x16(sum[n], second.x, second.y, second.z, second.w, weights[2], weights[3]);
     }
@@ -199,9 +198,9 @@ __device__ __forceinline__ void look_at_keys(const Step &step, const Looks &part
     for (int tile = part.split; tile < part.num_tiles; tile += part.splits) {
       if (tile != part.split || first) {
         __syncwarp();
-        part.copy(step, step.layer(index), tile);
+        part.copy(step, index, tile);
       }
-      part.wait(parity);
+      part.wait(tile, parity);
       running.look(query, part, part.keys_of(tile));
     }
     running.send(step, part, first, tag);

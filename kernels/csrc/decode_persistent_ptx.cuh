@@ -76,11 +76,13 @@ __device__ __forceinline__ bool has_bytes(u32 barrier, u32 parity) {
   return is_there;
 }
 
-// The map's box: rows of 128 bytes. Of the row at 128 r of a 1024-byte room, chunk c of 16 bytes goes to c ^ r.
-__device__ __forceinline__ void copy_box(u32 target, const Map *map, int column, int row, u32 barrier) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-               "[%0], [%1, {%2, %3}], [%4];"
-               ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
+// The map's box, of four dimensions: rows of 128 bytes. Of the row at 128 r of a 1024-byte room, chunk c of
+// 16 bytes goes to c ^ r % 8.
+__device__ __forceinline__ void copy_box(u32 target, const Map *map, int column, int row, int part, int whole,
+                                         u32 barrier) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+               "[%0], [%1, {%2, %3, %4, %5}], [%6];"
+               ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier) : "memory");
 }
 
 __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {

@@ -6,8 +6,8 @@
 
 // The units of a warp are the same in every layer: a list in shared memory, made once. Before it: how
 // many each phase has. Of a unit:
-// x: first row of the matrix; y: 32 x piece, and the phase in the upper half; z: its scales, bytes from
-// the layer's; w: where its sums go, floats.
+// x: row and, 20 bits up, head of the map; y: 32 x piece and, 16 bits up, the bytes to come; z: its scales,
+// bytes from the layer's; w: where its sums go, floats, and, 24 bits up, the phase.
 __device__ __forceinline__ uint4 *units_of_warp(const Step &step) {
   return reinterpret_cast<uint4 *>(step.shared + UNITS_AT) + threadIdx.x / WARP * (MOST_UNITS + 1);
 }
@@ -21,10 +21,11 @@ __device__ __forceinline__ int list_phase(uint4 *units, int listed, int scales_s
   for (int i = threadIdx.x % WARP; i < count; i += WARP) {
     const int unit = warp + i * NUM_WARPS, tile = unit / PIECES, piece = unit % PIECES;
     int row = share.first * 4 + tile * (is_paired(PHASE) ? 8 : HEIGHT);
-    if (PHASE == QKV) row += row / HALF_DIM * HALF_DIM;  // pairs -> first halves of heads
+    if (PHASE == QKV) row = row % HALF_DIM | row / HALF_DIM << 20;
+    constexpr int BYTES = (is_paired(PHASE) ? TILE : HEIGHT) * (UNIT_INPUTS / 2) + SCALE_BYTES;
     const int scales = ((blockIdx.x * most_tiles(PHASE) + tile) * PIECES + piece) * SCALE_BYTES;
-    units[listed + i] = make_uint4(row, piece * (UNIT_INPUTS / 8) | PHASE << 16, scales_start + scales,
-                                   piece * sums_stride(PHASE) + tile * TILE);
+    units[listed + i] = make_uint4(row, piece * (UNIT_INPUTS / 8) | BYTES << 16, scales_start + scales,
+                                   (piece * sums_stride(PHASE) + tile * TILE) | PHASE << 24);
   }
   return count;
 }
@@ -68,15 +69,10 @@ struct Ring {
     if (layer >= LAYERS || !units) return;
     if (threadIdx.x % WARP == 0) {
       const uint4 unit = units_of_warp(step)[1 + next];
-      const int phase = unit.y >> 16, column = unit.y & 0xffffu, row = unit.x;
       const u32 base = shared_address(step.shared), barrier = barriers(base) + to_stage * 8;
-      const u32 target = codes(base) + to_stage * CODE_BYTES;
-      const Map *map = step.maps.codes + layer * NUM_PHASES + phase;
-      const bool paired = is_paired(phase);
-      expect_bytes(barrier, (paired ? TILE : HEIGHT) * (UNIT_INPUTS / 2) + SCALE_BYTES);
-      copy_box(target, map, column, row, barrier);
-      if (paired)
-        copy_box(target + CODE_BYTES / 2, map, column, row + (phase == QKV ? HALF_DIM : INTERMEDIATE), barrier);
+      expect_bytes(barrier, unit.y >> 16);
+      copy_box(codes(base) + to_stage * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
+               unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
       copy_bytes(scales(base) + to_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
                  SCALE_BYTES, barrier);
     }
@@ -158,7 +154,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     const float first = t ? sum[0][2] + other[0][2] : sum[0][0] + other[0][0];
     const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
     if (t < 2)
-      sums[unit.w] = scaled(first, scales.x, __uint_as_float(sums_x.x)) +
+      sums[unit.w & 0xffffffu] = scaled(first, scales.x, __uint_as_float(sums_x.x)) +
                      scaled(second, scales.y, __uint_as_float(sums_x.y));
     ring.advance();
   }

@@ -101,18 +101,16 @@ class EmulatedLayers(PersistentLayers):
     seed = 0
     library: ctypes.CDLL
 
-    def _make_maps(self, matrices: object) -> ctypes.Array:
-        """What the emulator wants to know of a matrix: where it is, its row, its rows, a box."""
-        self._room = (ctypes.c_uint64 * (len(PHASES) * MAP_WORDS * len(matrices) + 8))()
+    def _make_maps(self, boxes: list[tuple[Tensor, tuple[int, ...]]]) -> ctypes.Array:
+        """What the emulator wants to know of a tensor: where it is, its sizes, a box."""
+        self._room = (ctypes.c_uint64 * (MAP_WORDS * len(boxes) + 8))()
         start = (ctypes.addressof(self._room) + 63) // 64 * 64
         maps = (ctypes.c_uint64 * (len(self._room) - 8)).from_address(start)
-        for index, layer in enumerate(matrices):
-            for phase, matrix in enumerate(layer):
-                codes = matrix.qweight
-                place = (index * len(PHASES) + phase) * MAP_WORDS
-                num_rows, num_words = codes.shape
-                numbers = (codes.data_ptr(), 4 * num_words, num_rows, self.cut.box_rows(phase))
-                maps[place : place + 4] = numbers
+        for index, (tensor, box) in enumerate(boxes):
+            assert tensor.is_contiguous() and box[0] == 1 and box[3] == 32
+            wholes, parts, rows, words = tensor.shape
+            numbers = (tensor.data_ptr(), 4 * words, rows, parts, wholes, box[2], box[1])
+            maps[index * MAP_WORDS : index * MAP_WORDS + 7] = numbers
         return maps
 
     def launch(self, *tensors: object) -> None:

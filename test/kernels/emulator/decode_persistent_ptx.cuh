@@ -44,9 +44,9 @@ inline u32 transposed(u32 v) {
   return mine.out[0];
 }
 
-struct alignas(64) Map {  // what the emulator needs of a matrix of words of 32 bits
+struct alignas(64) Map {  // what the emulator needs of a tensor of rows of words of 32 bits
   const unsigned char *start;
-  u64 row_bytes, num_rows, box_rows, rest[12];
+  u64 row_bytes, num_rows, num_parts, num_wholes, box_rows, box_parts, rest[9];
 };
 
 inline emulator::Barrier &barrier_at(u32 address) {
@@ -82,17 +82,17 @@ inline bool has_bytes(u32 address, u32 parity) {
   return barrier_at(address).phase != parity;
 }
 
-inline void copy_box(u32 target, const Map *map, int column, int row, u32 barrier) {
+inline void copy_box(u32 target, const Map *map, int column, int row, int part, int whole, u32 barrier) {
   if (target % 1024) emulator::fail("the exchange of chunks begins at a multiple of 1024 bytes");
   unsigned char *room = shared_pointer<unsigned char>(target);
   const Map from = *map;
-  later(barrier, int(from.box_rows) * 128, [=] {
-    for (u64 r = 0; r < from.box_rows; r++)
+  later(barrier, int(from.box_rows * from.box_parts) * 128, [=] {
+    for (u64 r = 0; r < from.box_rows * from.box_parts; r++)
       for (int chunk = 0; chunk < 8; chunk++) {
         unsigned char *place = room + r * 128 + (chunk ^ int(r % 8)) * 16;
-        const u64 start = u64(column) * 4 + chunk * 16;
-        if (row + r < from.num_rows && start < from.row_bytes)
-          std::memcpy(place, from.start + (row + r) * from.row_bytes + start, 16);
+        const u64 start = u64(column) * 4 + chunk * 16, n = row + r % from.box_rows, p = part + r / from.box_rows;
+        if (n < from.num_rows && p < from.num_parts && u64(whole) < from.num_wholes && start < from.row_bytes)
+          std::memcpy(place, from.start + ((whole * from.num_parts + p) * from.num_rows + n) * from.row_bytes + start, 16);
         else
           std::memset(place, 0, 16);
       }
