@@ -144,7 +144,7 @@ class Cut:
         most_inputs = max(sizes.intermediate, queries)
         parts = (
             slots * (CODE_BYTES + SCALE_BYTES), slots * 8, self.num_warps * (units + 1) * 16,
-            sums * 4, most_inputs // ROWS_GROUP * 4, self.most_quads(OUTPUT) * 16, 128,
+            sums * 4, most_inputs // ROWS_GROUP * 8, self.most_quads(OUTPUT) * 16, 128,
             LOOKING_WARPS * 8, sizes.num_layers * LAYER_BYTES,
         )  # fmt: skip
         rows = sum(-(-part // 16) * 16 for part in parts)

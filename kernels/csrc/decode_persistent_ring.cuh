@@ -95,13 +95,14 @@ struct Ring {
 
 // ---- products
 
-// 8 codes -> four pairs of halves 64 + code, exactly; the caller takes (64 + zero) * (sum of x) off.
+// 8 codes -> four pairs of halves, exactly: 1024 + code, 64 + code, and the same again. The group's sums
+// have what has to come off.
 __device__ __forceinline__ void unpack_codes(u32 (&v)[4], u32 word) {
-  const u32 magic = 0x54005400u;  // 64; the code stands 4 bits above the last, which is 1 / 16
-  v[0] = and_or<0x00f000f0u>(word << 4, magic);
-  v[1] = and_or<0x00f000f0u>(word, magic);
-  v[2] = and_or<0x00f000f0u>(word >> 4, magic);
-  v[3] = and_or<0x00f000f0u>(word >> 8, magic);
+  const u32 low = 0x64006400u, high = 0x54005400u;  // the last bit of 1024 is 1, the fifth last of 64 too
+  v[0] = and_or<0x000f000fu>(word, low);
+  v[1] = and_or<0x00f000f0u>(word, high);
+  v[2] = and_or<0x000f000fu>(word >> 8, low);
+  v[3] = and_or<0x00f000f0u>(word >> 8, high);
 }
 
 __device__ __forceinline__ void multiply_words(float (&sum)[4], float (&other)[4], u32 word_a, u32 word_b, uint4 x) {
@@ -112,9 +113,9 @@ __device__ __forceinline__ void multiply_words(float (&sum)[4], float (&other)[4
   multiply_16x8x16(other, a[2], b[2], a[3], b[3], x.z, x.w);
 }
 
-__device__ __forceinline__ float scaled(float sum, u32 scale_zero, float sum_x) {
+__device__ __forceinline__ float scaled(float sum, u32 scale_zero, u32 sum_x, u32 added) {
   const float2 v = unpack_halves(scale_zero);
-  return v.x * (sum - (v.y + 64.f) * sum_x);
+  return v.x * (sum - __uint_as_float(added) - v.y * __uint_as_float(sum_x));
 }
 
 // The warp's units of one phase; a unit's sums have a place of their own, [piece][output of the share].
@@ -142,7 +143,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
     ring.load(step);
-    const uint2 sums_x = load_shared8(base + GROUP_SUMS_AT + column / 4);
+    const uint4 sums_x = load_shared16(base + GROUP_SUMS_AT + column / 2);
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll
     for (int j = 0; j < 4; j++)
@@ -154,8 +155,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     const float first = t ? sum[0][2] + other[0][2] : sum[0][0] + other[0][0];
     const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
     if (t < 2)
-      sums[unit.w & 0xffffffu] = scaled(first, scales.x, __uint_as_float(sums_x.x)) +
-                     scaled(second, scales.y, __uint_as_float(sums_x.y));
+      sums[unit.w & 0xffffffu] = scaled(first, scales.x, sums_x.x, sums_x.y) + scaled(second, scales.y, sums_x.z, sums_x.w);
     ring.advance();
   }
 }
