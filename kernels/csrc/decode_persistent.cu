@@ -90,37 +90,45 @@ constexpr __host__ __device__ int quads_at_once(int phase) {
 
 // The units' sums -> outputs. Of a warp with n quads at once, lane 4 (s n + q) + r adds up every (8 / n)-th
 // piece of row r of quad q.
-__device__ __forceinline__ void finish_phase(const Step &step, int phase, int index, const Extras &extras, u32 tag) {
-  const Layer &layer = step.layer(index);
-  const Share share(phase);
-  const bool paired = is_paired(phase);
-  const int pieces = pieces_of(phase), stride = sums_stride(phase), at_once = quads_at_once(phase);
+template <int PHASE>
+__device__ __forceinline__ void finish(const Step &step, int index, const Extras &extras, u32 tag) {
+  constexpr int AT_ONCE = quads_at_once(PHASE), SHARERS = 8 / AT_ONCE, PIECES = pieces_of(PHASE);
+  constexpr bool PAIRED = is_paired(PHASE);
+  const Share share(PHASE);
 #pragma unroll 1
-  for (int base = threadIdx.x / WARP * at_once; base < share.count; base += NUM_WARPS * at_once) {
-    const int quad = base + threadIdx.x / 4 % at_once;
-    const int output = paired ? quad / 2 * TILE + quad % 2 * 4 + row_of_lane() : output_of(quad * 4 + row_of_lane());
-    const float *from = reinterpret_cast<const float *>(step.shared + SUMS_AT) + output;
+  for (int base = threadIdx.x / WARP * AT_ONCE; base < share.count; base += NUM_WARPS * AT_ONCE) {
+    const int quad = base + threadIdx.x / 4 % AT_ONCE, sharer = threadIdx.x % WARP / (4 * AT_ONCE);
+    const int output = PAIRED ? quad / 2 * TILE + quad % 2 * 4 + row_of_lane() : output_of(quad * 4 + row_of_lane());
+    const float *from = reinterpret_cast<const float *>(step.shared + SUMS_AT) + output + sharer * sums_stride(PHASE);
     float first = 0.f, second = 0.f;
-#pragma unroll 5
-    for (int piece = threadIdx.x % WARP / (4 * at_once); piece < pieces; piece += 8 / at_once) {
-      first += from[piece * stride];
-      if (paired) second += from[piece * stride + 8];
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece += SHARERS) {
+      if (piece + SHARERS > PIECES && piece + sharer >= PIECES) continue;
+      first += from[piece * sums_stride(PHASE)];
+      if (PAIRED) second += from[piece * sums_stride(PHASE) + 8];
     }
-#pragma unroll 1
-    for (int offset = 4 * at_once; offset < WARP; offset *= 2) {
+#pragma unroll
+    for (int offset = 4 * AT_ONCE; offset < WARP; offset *= 2) {
       first += __shfl_xor_sync(~0u, first, offset);
-      second += __shfl_xor_sync(~0u, second, offset);
+      if (PAIRED) second += __shfl_xor_sync(~0u, second, offset);
     }
-    if (phase == QKV) {
-      finish_qkv(step, layer, share.first + quad, first, second, extras, tag);
-    } else if (phase == GATE_UP) {
-      const uint2 halves = gather4(first / (1.f + __expf(-first)) * second);
-      if (threadIdx.x % WARP < 4 * at_once && threadIdx.x % 4 == 0 && quad < share.count)
+    if (PHASE == QKV) {
+      finish_qkv(step, step.layer(index), share.first + quad, first, second, extras, tag);
+    } else if (PHASE == GATE_UP) {
+      const uint2 halves = gather4(first * inverse(1.f + __expf(-first)) * second);
+      if (threadIdx.x % WARP < 4 * AT_ONCE && threadIdx.x % 4 == 0 && quad < share.count)
         send(step.from.words + INNER + share.first + quad, halves.x, halves.y, tag);
     } else {
-      finish_residual(step, share, phase, quad, first, phase == DOWN && index == LAYERS - 1, tag);
+      finish_residual(step, share, PHASE, quad, first, PHASE == DOWN && index == LAYERS - 1, tag);
     }
   }
+}
+
+__device__ __forceinline__ void finish_phase(const Step &step, int phase, int index, const Extras &extras, u32 tag) {
+  if (phase == QKV) finish<QKV>(step, index, extras, tag);
+  if (phase == OUTPUT) finish<OUTPUT>(step, index, extras, tag);
+  if (phase == GATE_UP) finish<GATE_UP>(step, index, extras, tag);
+  if (phase == DOWN) finish<DOWN>(step, index, extras, tag);
 }
 
 __device__ __forceinline__ void prepare(const Step &step) {
@@ -139,19 +147,6 @@ __device__ __forceinline__ void prepare(const Step &step) {
   __syncthreads();
 }
 
-// Into L2: what a layer reads besides its weights, a layer ahead.
-__device__ __forceinline__ void ask_ahead(const Step &step, int index) {
-  if (index >= LAYERS || threadIdx.x % WARP) return;
-  const Layer &layer = step.layer(index);
-  const Looks part(step);
-  if (!part.is_idle()) part.copy_to_l2(step, layer);
-  if (blockIdx.x == BLOCKS - 1 && threadIdx.x == 0) {
-    copy_to_l2(layer.norms[0], HIDDEN * 2);
-    copy_to_l2(layer.norms[1], HIDDEN * 2);
-    if (layer.bias) copy_to_l2(layer.bias, ALL_HEADS * HEAD_DIM * 2);
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__ Maps maps) {
   extern __shared__ __align__(1024) unsigned char room[];
@@ -163,7 +158,7 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
   u32 key_parity = 0;
   ask_keys(step, 0);
 #pragma unroll 1
-  for (int i = 0; i < STAGES - 1; i++) ring.load(step, i);
+  for (int i = 0; i < STAGES; i++) ring.load(step, i);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
@@ -172,12 +167,12 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
       if (phase == OUTPUT) attend(now, index, key_parity, tag);
-      if (phase == GATE_UP) ask_ahead(now, index + 1);
       receive_phase(now, phase, index, tag);
       multiply_units(now, ring, phase);
       __syncthreads();
       if (phase == DOWN && index + 1 < LAYERS) ask_keys(now, index + 1);
       finish_phase(now, phase, index, extras, tag);
+      ring.refill(now, phase);
     }
   }
   let_next_kernel_start();

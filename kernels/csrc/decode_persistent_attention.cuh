@@ -147,10 +147,10 @@ struct Running {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         float &score = scores[i / 2][i % 2 * 2 + head];
-        score = score > MASKED ? exp2f(score - top) : 0.f;
+        score = score > MASKED ? power_of_2(score - top) : 0.f;
         total += score;
       }
-      shrink[head] = exp2f(best[head] - top);
+      shrink[head] = power_of_2(best[head] - top);
       best[head] = top;
       weight[head] = weight[head] * shrink[head] + over_rows(total, true);
     }
@@ -177,7 +177,7 @@ struct Running {
     for (int i = 0; i < 2; i++) {
       const int head = first + 2 * t + i;
       if (head >= REPEATS) continue;
-      const float share = 1.f / weight[i], whole = best[i] + log2f(weight[i]);
+      const float share = inverse(weight[i]), whole = best[i] + log_of_2(weight[i]);
       const size_t place = size_t(part.kv_head * REPEATS + head) * MAX_SPLITS + part.split;
       uint4 *found = step.from.found + place * HEAD_WORDS + g;
 #pragma unroll
@@ -256,7 +256,7 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
       if (i < wanted) higher = fmaxf(higher, words[i].weight());
-    const float shrink = exp2f(top - higher);
+    const float shrink = power_of_2(top - higher);
     top = higher;
     heavy *= shrink;
 #pragma unroll
@@ -264,7 +264,7 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
       if (i < wanted) {
-        const float weight = exp2f(words[i].weight() - top);
+        const float weight = power_of_2(words[i].weight() - top);
         const float2 low = words[i].first(), high = words[i].second();
         heavy += weight;
         total[0] += weight * low.x, total[1] += weight * low.y;
@@ -274,7 +274,7 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
   __syncwarp();
   float highest = fmaxf(top, __shfl_xor_sync(~0u, top, 8));
   highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 16));
-  const float shrink = exp2f(top - highest);
+  const float shrink = power_of_2(top - highest);
   heavy *= shrink;
   heavy += __shfl_xor_sync(~0u, heavy, 8);
   heavy += __shfl_xor_sync(~0u, heavy, 16);
@@ -284,9 +284,22 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
     total[c] += __shfl_xor_sync(~0u, total[c], 8);
     total[c] += __shfl_xor_sync(~0u, total[c], 16);
   }
+  const float share = inverse(heavy);
   if (sharer == 0)
-    send(step.from.words + MIXED + item * 8 + lane, pack_halves(total[0] / heavy, total[1] / heavy),
-         pack_halves(total[2] / heavy, total[3] / heavy), tag);
+    send(step.from.words + MIXED + item * 8 + lane, pack_halves(total[0] * share, total[1] * share),
+         pack_halves(total[2] * share, total[3] * share), tag);
+}
+
+// Into L2: what the next layer reads besides its weights. By warps that have looked and now only wait.
+__device__ __forceinline__ void ask_ahead(const Step &step, const Looks &part, int index) {
+  if (index >= LAYERS || threadIdx.x % WARP) return;
+  const Layer &layer = step.layer(index);
+  if (!part.is_idle()) part.copy_to_l2(step, layer);
+  if (blockIdx.x == BLOCKS - 1 && threadIdx.x / WARP == NUM_WARPS - 1) {
+    copy_to_l2(layer.norms[0], HIDDEN * 2);
+    copy_to_l2(layer.norms[1], HIDDEN * 2);
+    if (layer.bias) copy_to_l2(layer.bias, ALL_HEADS * HEAD_DIM * 2);
+  }
 }
 
 // The warp's part of attention.
@@ -294,7 +307,7 @@ __device__ __forceinline__ void attend(const Step &step, int index, u32 &key_par
   const Looks part(step);
   const int warp = threadIdx.x / WARP;
   if (!part.is_idle()) look_at_keys(step, part, index, key_parity, tag);
-  if (warp >= ADDING_WARPS) return;
+  if (warp >= ADDING_WARPS) return ask_ahead(step, part, index + 1);
   constexpr int ITEMS = NUM_HEADS * (HEAD_DIM / 32);
 #pragma unroll 1
   for (int item = blockIdx.x + warp * BLOCKS; item < ITEMS; item += ADDING_WARPS * BLOCKS)

@@ -40,6 +40,25 @@ __device__ __forceinline__ int nothing() {
   return v;
 }
 
+// One instruction each, to 2 units in the last place.
+__device__ __forceinline__ float power_of_2(float v) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
+__device__ __forceinline__ float log_of_2(float v) {
+  float out;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
+__device__ __forceinline__ float inverse(float v) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
+}
+
 // Rows of 8x8 halves become columns.
 __device__ __forceinline__ u32 transposed(u32 v) {
   u32 out;

@@ -82,6 +82,11 @@ struct Ring {
   // Into the place that was freed last: all others are full.
   __device__ __forceinline__ void load(const Step &step) { load(step, stage ? stage - 1 : STAGES - 1); }
 
+  // The place of a phase's last unit, after its outputs were sent: nobody waits for this.
+  __device__ __forceinline__ void refill(const Step &step, int phase) {
+    if (reinterpret_cast<const int *>(units_of_warp(step))[phase]) load(step);
+  }
+
   __device__ __forceinline__ void wait(u32 base) const {
     while (!has_bytes(barriers(base) + stage * 8, parity)) {
     }
@@ -127,10 +132,11 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
   const u32 first_codes = Ring::codes(base) + row * 128 + (t ^ row) * 16;
   const u32 row_scales = Ring::scales(base) + (row + t % 2 * 8) * 8;
   const uint4 *units = units_of_warp(step);
+  const int count = reinterpret_cast<const int *>(units)[phase];
   float *sums = reinterpret_cast<float *>(step.shared + SUMS_AT) + row + t * 8;
   if (phase == QKV) ring.used = 0;
 #pragma unroll 1
-  for (int left = reinterpret_cast<const int *>(units)[phase]; left; left--) {
+  for (int i = 0; i < count; i++) {
     const uint4 unit = units[1 + ring.used];
     const u32 column = unit.y & 0xffffu, place = first_codes + ring.stage * CODE_BYTES;
     ring.wait(base);
@@ -142,7 +148,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     }
     const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
-    ring.load(step);
+    if (i) ring.load(step);
     const uint4 sums_x = load_shared16(base + GROUP_SUMS_AT + column / 2);
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll

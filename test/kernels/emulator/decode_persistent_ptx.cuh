@@ -28,6 +28,9 @@ inline void get_long_word_if(bool is_wanted, const uint4 *place, u64 &low, u64 &
 }
 
 inline int nothing() { return 0; }
+inline float power_of_2(float v) { return std::exp2(v); }
+inline float log_of_2(float v) { return std::log2(v); }
+inline float inverse(float v) { return 1.f / v; }
 
 inline u32 transposed(u32 v) {
   using namespace emulator;
