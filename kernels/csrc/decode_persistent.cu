@@ -17,20 +17,21 @@ static_assert(most_quads(QKV) <= NUM_WARPS && most_quads(OUTPUT) <= NUM_WARPS, "
 
 // What a lane will need when its sums are there, asked for before they are: of its pair of a quad.
 struct Extras {
-  float first, second, cosine, sine;
+  __half first, second;  // not converted: that would wait for them
+  float cosine, sine;
 };
 
 // Lane 4 s + r looks after row r of the quad; quads go round the warps.
 __device__ __forceinline__ int row_of_lane() { return threadIdx.x % 4; }
 
 __device__ __forceinline__ Extras ask_qkv(const Step &step, const Layer &layer, const Share &share) {
-  Extras extras = {0.f, 0.f, 1.f, 0.f};
+  Extras extras = {__float2half(0.f), __float2half(0.f), 1.f, 0.f};
   const int quad = threadIdx.x / WARP;
   if (quad >= share.count) return extras;
   const int pair = (share.first + quad) * 4 + row_of_lane(), head = pair / HALF_DIM, column = pair % HALF_DIM;
   if (layer.bias) {
-    extras.first = __half2float(layer.bias[head * HEAD_DIM + column]);
-    extras.second = __half2float(layer.bias[head * HEAD_DIM + HALF_DIM + column]);
+    extras.first = layer.bias[head * HEAD_DIM + column];
+    extras.second = layer.bias[head * HEAD_DIM + HALF_DIM + column];
   }
   if (head < NUM_HEADS + NUM_KV_HEADS) {
     const float *angle = step.from.cos_sin + size_t(step.position) * HEAD_DIM + column;
@@ -49,8 +50,8 @@ __device__ __forceinline__ uint2 gather4(float value) {
 __device__ __forceinline__ void finish_qkv(const Step &step, const Layer &layer, int quad, float first, float second,
                                            const Extras &extras, u32 tag) {
   const int head = quad * 4 / HALF_DIM, column = quad * 4 % HALF_DIM;
-  first += extras.first;
-  second += extras.second;
+  first += __half2float(extras.first);
+  second += __half2float(extras.second);
   const uint2 turned = gather4(first * extras.cosine - second * extras.sine);
   const uint2 other = gather4(second * extras.cosine + first * extras.sine);
   if (threadIdx.x % WARP) return;
@@ -166,7 +167,10 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
-      if (phase == OUTPUT) attend(now, index, key_parity, tag);
+      if (phase == OUTPUT) {
+        attend(now, index, key_parity, tag);
+        if (UNITS_AHEAD) ring.ask_ahead(now);
+      }
       receive_phase(now, phase, index, tag);
       multiply_units(now, ring, phase);
       __syncthreads();

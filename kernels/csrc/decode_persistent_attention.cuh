@@ -254,22 +254,20 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
     wait_all(words, wanted, tag, [&](int i) { return found + (base + i * SHARERS) * HEAD_WORDS; });
     float higher = top;
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-      if (i < wanted) higher = fmaxf(higher, words[i].weight());
+    for (int i = 0; i < AT_ONCE; i++) higher = fmaxf(higher, words[i].weight());
     const float shrink = power_of_2(top - higher);
     top = higher;
     heavy *= shrink;
 #pragma unroll
     for (int c = 0; c < 4; c++) total[c] *= shrink;
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-      if (i < wanted) {
-        const float weight = power_of_2(words[i].weight() - top);
-        const float2 low = words[i].first(), high = words[i].second();
-        heavy += weight;
-        total[0] += weight * low.x, total[1] += weight * low.y;
-        total[2] += weight * high.x, total[3] += weight * high.y;
-      }
+    for (int i = 0; i < AT_ONCE; i++) {
+      const float weight = power_of_2(words[i].weight() - top);
+      const float2 low = words[i].first(), high = words[i].second();
+      heavy += weight;
+      total[0] += weight * low.x, total[1] += weight * low.y;
+      total[2] += weight * high.x, total[3] += weight * high.y;
+    }
   }
   __syncwarp();
   float highest = fmaxf(top, __shfl_xor_sync(~0u, top, 8));
@@ -290,9 +288,19 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
          pack_halves(total[2] * share, total[3] * share), tag);
 }
 
+// The same of the head, which runs after this launch: while the last layer waits, memory has nothing to do.
+__device__ __forceinline__ void ask_head(const Step &step) {
+  if (threadIdx.x / WARP != NUM_WARPS - 1) return;
+  const u32 bytes = step.from.head_bytes / BLOCKS / 128 * 128, chunk = 16384;
+  const unsigned char *source = step.from.head + size_t(blockIdx.x) * bytes;
+#pragma unroll 1
+  for (u32 at = 0; at < bytes; at += chunk) copy_to_l2(source + at, min(chunk, bytes - at));
+}
+
 // Into L2: what the next layer reads besides its weights. By warps that have looked and now only wait.
 __device__ __forceinline__ void ask_ahead(const Step &step, const Looks &part, int index) {
-  if (index >= LAYERS || threadIdx.x % WARP) return;
+  if (threadIdx.x % WARP) return;
+  if (index == LAYERS) return ask_head(step);
   const Layer &layer = step.layer(index);
   if (!part.is_idle()) part.copy_to_l2(step, layer);
   if (blockIdx.x == BLOCKS - 1 && threadIdx.x / WARP == NUM_WARPS - 1) {

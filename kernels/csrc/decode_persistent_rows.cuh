@@ -65,30 +65,45 @@ __device__ __forceinline__ void receive(const Step &step, const u64 *words, cons
   float2 *group_sums = reinterpret_cast<float2 *>(step.shared + GROUP_SUMS_AT);
 #pragma unroll 1
   for (int base = threadIdx.x; base - int(threadIdx.x) < EIGHTS; base += AT_ONCE * THREADS) {
+    // Without branches, but for stores: where there is nothing are zeros, and the rounds run side by side.
+    const auto has = [&](int i) { return (ROUNDS == AT_ONCE && (i + 1) * THREADS <= EIGHTS) || base + i * THREADS < EIGHTS; };
     uint4 v[AT_ONCE], weights[AT_ONCE];
     TwoWords sent[AT_ONCE];
+    float2 sums[AT_ONCE];
     float squares = 0.f, factor = 1.f;
     if (KIND == NORMED)
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; i++)
-        if (base + i * THREADS < EIGHTS) weights[i] = __ldg(reinterpret_cast<const uint4 *>(norm) + base + i * THREADS);
+      for (int i = 0; i < AT_ONCE; i++) {
+        weights[i] = make_uint4(0u, 0u, 0u, 0u);
+        if (has(i)) weights[i] = __ldg(reinterpret_cast<const uint4 *>(norm) + base + i * THREADS);
+      }
     if (!embedding)
       wait_all(sent, (EIGHTS - base + THREADS - 1) / THREADS, tag, [&](int i) { return words + (base + i * THREADS) * 2; });
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
-      const int eight = base + i * THREADS;
-      if (eight >= EIGHTS) continue;
-      v[i] = embedding ? __ldg(embedding + eight) : sent[i].halves();
+      v[i] = sent[i].halves();
+      if (KIND == NORMED && embedding && has(i)) v[i] = __ldg(embedding + base + i * THREADS);
       if (KIND == NORMED) squares += square_sum8(v[i]);
     }
     if (KIND == NORMED) factor = norm_factor(step, squares);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
-      const int eight = base + i * THREADS;
-      if (eight >= EIGHTS) continue;
       if (KIND == NORMED)
         v[i] = make_uint4(norm2(v[i].x, factor, weights[i].x), norm2(v[i].y, factor, weights[i].y),
                           norm2(v[i].z, factor, weights[i].z), norm2(v[i].w, factor, weights[i].w));
+      float even = sum2(v[i].x) + sum2(v[i].z), odd = sum2(v[i].y) + sum2(v[i].w);
+      if (KIND == MIXED_COLUMNS) {  // all of one kind
+        even += odd, odd = 0.f;
+        if ((base + i * THREADS) % 2) odd = even, even = 0.f;
+      }
+      sums[i] = sums_of_group(even, odd);
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int eight = base + i * THREADS;
+      if (!has(i)) continue;
+      if (threadIdx.x % 16 == 0)
+        group_sums[eight / 16] = make_float2(sums[i].x + sums[i].y, 1024.f * sums[i].x + 64.f * sums[i].y);
       if (KIND == MIXED_COLUMNS) {  // of 32 columns: i, 8 + i, 16 + i, 24 + i, and the same of i + 1
         unsigned char *first = x + place_of(eight / 4 * 4) + eight % 4 * 4;
         constexpr int NEXT = 4 * 16;  // place_of(n + 1) - place_of(n) in a group's quarter
@@ -99,13 +114,6 @@ __device__ __forceinline__ void receive(const Step &step, const u64 *words, cons
       } else {
         *reinterpret_cast<uint4 *>(x + place_of(eight)) = v[i];
       }
-      float even = sum2(v[i].x) + sum2(v[i].z), odd = sum2(v[i].y) + sum2(v[i].w);
-      if (KIND == MIXED_COLUMNS) {  // all of one kind
-        even += odd, odd = 0.f;
-        if (eight % 2) odd = even, even = 0.f;
-      }
-      const float2 sums = sums_of_group(even, odd);
-      if (threadIdx.x % 16 == 0) group_sums[eight / 16] = make_float2(sums.x + sums.y, 1024.f * sums.x + 64.f * sums.y);
     }
   }
   __syncthreads();

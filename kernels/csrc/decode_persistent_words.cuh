@@ -68,7 +68,7 @@ __device__ __forceinline__ void send_found(uint4 *place, u32 low, u32 high, floa
 }
 
 struct FoundWord {
-  u64 low = 0, high = 0;
+  u64 low = 0, high = 0xf149f2caull;  // a weight of nothing: 2 ** -1e30
   __device__ __forceinline__ void look(bool is_wanted, const uint4 *place) { get_long_word_if(is_wanted, place, low, high); }
   __device__ __forceinline__ bool is_old(u32 tag) const { return u32(high >> 32) != tag; }
   __device__ __forceinline__ float weight() const { return __uint_as_float(u32(high)); }
