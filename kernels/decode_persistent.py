@@ -70,13 +70,14 @@ class PersistentLayers:
     def _boxes(
         self, matrices: Sequence[Sequence[RowsInt4]], keys: Tensor, values: Tensor
     ) -> list[tuple[Tensor, tuple[int, int, int, int]]]:
-        """What the copy engine reads, as words of 32 bits in four dimensions, and in which boxes."""
+        """What the copy engine reads, words in four dimensions, and in which boxes."""
         found = [
             (self.cut.view(phase, layer[phase].qweight), self.cut.box(phase))
             for layer in matrices
             for phase in PHASES
         ]
-        return [*found, *((each.view(torch.int32), (1, 1, TILE_KEYS, 32)) for each in (keys, values))]
+        tile = (1, 1, TILE_KEYS, 32)
+        return [*found, (keys.view(torch.int32), tile), (values.view(torch.int32), tile)]
 
     def _make_maps(
         self, boxes: Sequence[tuple[Tensor, tuple[int, ...]]]

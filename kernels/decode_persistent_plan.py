@@ -116,7 +116,7 @@ class Cut:
         return (1, 2, TILE // 2, words) if phase in PAIRED else (1, 1, self.height, words)
 
     def view(self, phase: int, codes: Tensor) -> Tensor:
-        """(N, K / 8) words -> heads, halves, rows, words: the two outputs of a pair a half apart."""
+        """(N, K / 8) words -> heads, halves, rows, words: outputs of a pair are a half apart."""
         if phase not in PAIRED:
             return codes[None, None]
         return codes.unflatten(0, (-1, 2, self.sizes.pair_step(phase)))

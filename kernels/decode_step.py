@@ -16,6 +16,7 @@ from nvila_ros.kernels.decode_persistent_plan import OLDEST_CAPABILITY
 from nvila_ros.kernels.packing import RowsInt4
 
 log = logging.getLogger(__name__)
+PROBE_SLOTS = 48  # of the cache, filled at random to compare both ways
 SELF_CHECK_TOLERANCE = 5e-2  # relative, of the last layer's output: rounding stays far below
 
 
@@ -74,12 +75,12 @@ class DecodeStep:
         values: Tensor,
         cos_sin: Tensor,
         *,
-        is_persistent: bool | None = False,
+        is_persistent: bool | None = None,
     ) -> None:
         """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position.
 
         is_persistent: all layers as one launch, on Hopper and newer, where the GPU has room for it;
-        off by default; None: on if it agrees with the kernels, tried once.
+        None: where it agrees with the kernels, tried once.
         """
         self.weights, self.shape = weights, shape
         self.keys, self.values, self.cos_sin = keys, values, cos_sin
@@ -105,7 +106,8 @@ class DecodeStep:
     def _make_persistent(self) -> decode_persistent.PersistentLayers | None:
         """None where the GPU does not do it or has no room."""
         weights, shape = self.weights, self.shape
-        if not decode.is_fast(weights.table):
+        tensors = (weights.table, self.keys, self.values)
+        if not all(decode.is_fast(each) and each.is_contiguous() for each in tensors):
             return None
         if torch.cuda.get_device_capability(self.keys.device) < OLDEST_CAPABILITY:
             return None
@@ -133,15 +135,21 @@ class DecodeStep:
 
     def _agrees(self, persistent: decode_persistent.PersistentLayers) -> bool:
         """Whether both ways give one token the same output; leaves the step as it was made."""
-        position, found = self.keys.shape[2] // 2, []
+        num_slots = min(PROBE_SLOTS, self.keys.shape[2])
+        caches = [each[:, :, :num_slots] for each in (self.keys, self.values)]
+        before = [each.clone() for each in caches]
+        found = []
+        for cache in caches:
+            cache.normal_(generator=torch.Generator(cache.device).manual_seed(0))
         for way in (None, persistent):
             self._persistent = way
-            self.begin(torch.zeros_like(self.token), position)
+            self.begin(torch.zeros_like(self.token), num_slots - 1)
             self.launch()
             found.append(self._hidden.float().clone())
         self._persistent = None
-        for tensor in (self.keys[:, :, position], self.values[:, :, position], self.history):
-            tensor.zero_()
+        for cache, old in zip(caches, before, strict=True):
+            cache.copy_(old)
+        self.history.zero_()
         self.begin(torch.zeros_like(self.token), 0)
         error = float((found[1] - found[0]).norm() / found[0].norm())
         if not error < SELF_CHECK_TOLERANCE:  # what is no number is no agreement
