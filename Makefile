@@ -10,13 +10,13 @@ export MUJOCO_GL ?= egl
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=1 to watch in a browser"
+	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=0: no page to watch by"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
 	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
 	@echo "make docs                                  the documentation site into site/; a broken link is an error"
-	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late"
+	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late; runs/soak/"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
 
@@ -24,7 +24,7 @@ setup:
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup
-	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(DASHBOARD),--dashboard)
+	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(filter 0,$(DASHBOARD)),--no-dashboard)
 
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

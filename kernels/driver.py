@@ -170,6 +170,20 @@ class Kernel:
         check(status, f"{self.name}: occupancy")
         return count.value
 
+    def max_clusters(self, cluster: int, num_threads: int, shared_bytes: int) -> int:
+        """How many clusters of that many blocks (its `__cluster_dims__`) run at a time."""
+        self.allow_shared(shared_bytes)
+        use_context(self._device)
+        count = ctypes.c_int()
+        grid = (ctypes.c_uint * 3)(cluster, 1, 1)  # whole clusters, else CUDA refuses (error 912)
+        threads = (ctypes.c_uint * 3)(num_threads, 1, 1)
+        config = _LaunchConfig(grid, threads, shared_bytes, None, None, 0)
+        status = cuda().cuOccupancyMaxActiveClusters(
+            ctypes.byref(count), self._function, ctypes.byref(config)
+        )
+        check(status, f"{self.name}: clusters")
+        return count.value
+
     def resources(self) -> dict[str, int]:
         """Registers and bytes of local memory (spills, stack) of one thread."""
         found = {}

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import KernelError
-from nvila_ros.kernels import build, vision_rows
-from nvila_ros.kernels.vision_attention import FrameAttention
+from nvila_ros.kernels import build, vision_attention, vision_heads, vision_rows
+from nvila_ros.kernels.vision_attention import FrameAttention, HeadAttention
 from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 from nvila_ros.kernels.w8a8_hopper import BLOCK_K, FEW_ROWS, Epilogue
 
+ROW_BYTES = 128
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Linear:
-    """weight (N, K) int8, weight_scale (N,) float32, bias (N,) float16."""
+    """weight (N, K) int8, its rows aligned, weight_scale (N,) float32, bias (N,) float16."""
 
     weight: Tensor
     weight_scale: Tensor
@@ -71,8 +72,9 @@ def pack_linear(*linears: nn.Linear | W8A8Linear) -> Int8Linear:
         part.weight_scale.new_zeros(part.out_features) if part.bias is None else part.bias.detach()
         for part in parts
     ]
+    rows = torch.cat([part.weight for part in parts])
     return Int8Linear(
-        weight=torch.cat([part.weight for part in parts]),
+        weight=aligned_rows(len(rows), rows.shape[1], rows.device).copy_(rows),
         weight_scale=torch.cat([part.weight_scale for part in parts]),
         bias=torch.cat([bias.half() for bias in biases]),
     )
@@ -124,26 +126,44 @@ def pack_tower(
     )
 
 
+def aligned_rows(rows: int, columns: int, device: torch.device) -> Tensor:
+    """(rows, columns) int8 zeros, every row at a multiple of 128 bytes: the copy engine's line."""
+    padded = columns + -columns % ROW_BYTES
+    return torch.zeros(rows, padded, dtype=torch.int8, device=device)[:, :columns]
+
+
 class _Buffers:
     """What a pass writes, for the largest number of rows; a pass takes the first rows of each."""
 
-    def __init__(self, rows: int, width: int, inner: int, patch_inputs: int, device: torch.device):
+    def __init__(self, weights: VisionWeights, max_frames: int, *, heads_apart: bool) -> None:
+        device = weights.positions.device
+        num_patches, width = weights.positions.shape
+        inner = weights.blocks[0].fc1.weight.shape[0]
+        rows = max_frames * num_patches
+
         def half(columns: int) -> Tensor:
             return torch.zeros(rows, columns, dtype=torch.float16, device=device)
 
-        self.patches = half(patch_inputs)  # columns past the real inputs stay zero
+        self.patches = half(weights.patch_weight.shape[1])  # past the real inputs it stays zero
         self.hidden = half(width)
         self.mixed = half(width)
-        self.wide = half(max(3 * width, inner))  # q|k|v, later the MLP's inner values
         self.codes = torch.zeros(rows, width, dtype=torch.int8, device=device)
-        self.wide_codes = torch.zeros(rows, inner, dtype=torch.int8, device=device)
+        self.wide_codes = aligned_rows(rows, inner, device)
         self.scales = torch.zeros(rows, dtype=torch.float32, device=device)
         blocks = -(-inner // BLOCK_K)
         self.block_scales = torch.zeros(blocks * rows, dtype=torch.float32, device=device)
+        if heads_apart:  # then the rows' inner values are in float16 for few rows alone
+            self.qkv = vision_heads.empty(max_frames, num_patches, weights.num_heads, device)
+            few = (min(rows, FEW_ROWS), inner)
+            self.inner = torch.zeros(few, dtype=torch.float16, device=device).flatten()
+        else:  # one after the other in the same place
+            self.qkv = half(max(3 * width, inner)).flatten()
+            self.inner = self.qkv
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in vars(self).values())
+        storages = {t.data_ptr(): t.untyped_storage().nbytes() for t in vars(self).values()}
+        return sum(storages.values())
 
 
 class VisionEncoder:
@@ -162,8 +182,11 @@ class VisionEncoder:
         self.num_patches, width = weights.positions.shape
         inner = weights.blocks[0].fc1.weight.shape[0]
         self.fuse_inner = is_hopper(device) and inner % 16 == 0  # fc1 quantizes what fc2 reads
-        rows = max_frames * self.num_patches
-        self._buffers = _Buffers(rows, width, inner, weights.patch_weight.shape[1], device)
+        head_width = width // weights.num_heads
+        self.heads_apart = self.fuse_inner and vision_attention.takes_heads(
+            device, self.num_patches, head_width
+        )
+        self._buffers = _Buffers(weights, max_frames, heads_apart=self.heads_apart)
         self._passes: dict[int, list[Callable[[], object]]] = {}
 
     @property
@@ -206,34 +229,36 @@ class VisionEncoder:
         hidden.view(frames, self.num_patches, -1).add_(weights.positions)
         return hidden
 
+    def _attend(self, frames: int) -> tuple[Tensor, Epilogue, FrameAttention | HeadAttention]:
+        """Where q|k|v go, how their product puts them there, and what reads them."""
+        qkv, num_heads = self._buffers.qkv, self.weights.num_heads
+        rows = frames * self.num_patches
+        mixed = self._buffers.mixed[:rows].view(frames, self.num_patches, -1)
+        if self.heads_apart:
+            heads = qkv[:frames]
+            return heads, Epilogue(head_tokens=self.num_patches), HeadAttention(heads, mixed)
+        flat = qkv[: rows * 3 * mixed.shape[2]].view(rows, -1)
+        attend = FrameAttention(flat.view(frames, self.num_patches, -1), mixed, num_heads)
+        return flat, Epilogue(), attend
+
     def _plan(self, frames: int) -> list[Callable[[], object]]:
         """Every launch of the layers, with its buffers bound."""
-        buffers, weights = self._buffers, self.weights
+        buffers, weights, early = self._buffers, self.weights, self.programmatic
         rows = frames * self.num_patches
-        hidden, mixed = buffers.hidden[:rows], buffers.mixed[:rows]
-        width, inner_width = hidden.shape[1], buffers.wide_codes.shape[1]
-        codes, wide_codes, scales = (
-            buffers.codes[:rows],
-            buffers.wide_codes[:rows],
-            buffers.scales[:rows],
-        )
-        block_scales = buffers.block_scales
-        flat = buffers.wide.flatten()
-        qkv = flat[: rows * 3 * width].view(rows, 3 * width)
-        inner = flat[: rows * inner_width].view(rows, inner_width)
-        shape = (frames, self.num_patches, -1)
-        attend = FrameAttention(qkv.view(shape), mixed.view(shape), weights.num_heads)
+        hidden, mixed, codes = buffers.hidden[:rows], buffers.mixed[:rows], buffers.codes[:rows]
+        scales, block_scales = buffers.scales[:rows], buffers.block_scales
+        wide_codes = buffers.wide_codes[:rows]
+        qkv, to_heads, attend = self._attend(frames)
+        fuses = self.inner_block(frames) is not None
+        inner = buffers.inner[: 0 if fuses else wide_codes.numel()].view(-1, wide_codes.shape[1])
         steps: list[Callable[[], object]] = []
-
-        early = self.programmatic
 
         def norm(weight: Tensor, bias: Tensor) -> Callable[[], object]:
             return lambda: vision_rows.layer_norm_quantize(
                 hidden, weight, bias, weights.eps, codes, scales, programmatic=early
             )
 
-        def linear(source: Tensor, layer: Int8Linear, out: Tensor, **options: bool) -> None:
-            epilogue = Epilogue(**options)
+        def linear(source: Tensor, layer: Int8Linear, out: Tensor, epilogue: Epilogue) -> None:
             bound = BoundLinear(source, layer.weight, layer.weight_scale, layer.bias, epilogue)
             residual = out if epilogue.residual else None
             read = block_scales if epilogue.block_scales else scales
@@ -242,18 +267,18 @@ class VisionEncoder:
 
         for block in weights.blocks:
             steps.append(norm(block.norm1_weight, block.norm1_bias))
-            linear(codes, block.qkv, qkv)
+            linear(codes, block.qkv, qkv, to_heads)
             steps.append(lambda: attend.launch(programmatic=early))
             steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
-            linear(codes, block.out, hidden, residual=True)
+            linear(codes, block.out, hidden, Epilogue(residual=True))
             steps.append(norm(block.norm2_weight, block.norm2_bias))
-            if self.inner_block(frames) is not None:
-                linear(codes, block.fc1, wide_codes, gelu=True, codes_out=True)
-                linear(wide_codes, block.fc2, hidden, residual=True, block_scales=True)
+            if fuses:
+                linear(codes, block.fc1, wide_codes, Epilogue(gelu=True, codes_out=True))
+                linear(wide_codes, block.fc2, hidden, Epilogue(residual=True, block_scales=True))
                 continue
-            linear(codes, block.fc1, inner, gelu=True)
+            linear(codes, block.fc1, inner, Epilogue(gelu=True))
             steps.append(
                 lambda: vision_rows.quantize(inner, wide_codes, scales, programmatic=early)
             )
-            linear(wide_codes, block.fc2, hidden, residual=True)
+            linear(wide_codes, block.fc2, hidden, Epilogue(residual=True))
         return steps

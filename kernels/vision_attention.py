@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention within each frame, straight from the fused q|k|v rows: Hopper, Triton or torch."""
+"""Attention within each frame: on Hopper over heads laid out apart, else over q|k|v in rows."""
 
 from __future__ import annotations
 
@@ -11,38 +11,84 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvila_ros.kernels import build, driver
+from nvila_ros.errors import KernelError
+from nvila_ros.kernels import build, vision_heads
 
 SOURCE = "vision_attention.cu"
 HOPPER = (9, 0)
-TILE = 128  # queries, and keys, of a tile
-HIGH, LOW = 64, 16  # columns of a head that one box holds, and the other
 STAGES = 3  # blocks of keys in flight
-BLOCK_BYTES = TILE * (HIGH + LOW) * 2
-WIDE_VALUES = 0  # 1: the second box of values is as wide as the first, one product instead of two
 THREADS = 384
 LOG2_E = 1.4426950408889634
+_SLOTS = 2  # tiles whose queries are in shared memory
+_KEY_BYTES = vision_heads.HIGH_BYTES + vision_heads.LOW_BYTES
+SIGLIP_TOKENS = 1024  # of 448 pixels
 
 
-def shared_bytes(wide_values: int) -> int:
-    """Queries, the rings of keys and values, barriers, room to align."""
-    values = 2 * TILE * HIGH * 2 if wide_values else BLOCK_BYTES
-    return BLOCK_BYTES + STAGES * (BLOCK_BYTES + values) + 2048
+def shared_bytes(stages: int = STAGES) -> int:
+    """The rings of keys and values, the tiles' own, barriers and room to align."""
+    ring = stages * (_KEY_BYTES + vision_heads.HIGH_BYTES)
+    return ring + _SLOTS * (_KEY_BYTES + vision_heads.VALUE_LOW_BYTES) + 1024 + 512
 
 
-def defines(tokens: int, width: int) -> dict[str, int]:
+def cluster_size(tokens: int) -> int:
+    """Blocks that share their keys and values: as many as divide the blocks of a head's queries."""
+    return 2 if vision_heads.num_blocks(tokens) % 2 == 0 else 1
+
+
+def defines(tokens: int) -> dict[str, int]:
     """The source's defines."""
     return {
-        "WIDTH": width,
+        "TOKENS": tokens,
         "STAGES": STAGES,
-        "TAKE_TURNS": 1,
-        "WIDE_VALUES": WIDE_VALUES,
-        "HAS_TAIL": int(tokens % TILE != 0),
+        "CLUSTER": cluster_size(tokens),
+        "VALUES_APART": 0,
     }
 
 
+def takes_heads(device: torch.device, tokens: int, width: int) -> bool:
+    """Whether `HeadAttention` is for this device, with so many tokens and columns of a head."""
+    is_hopper = torch.cuda.get_device_capability(device) == HOPPER
+    return is_hopper and vision_heads.is_supported(tokens, width)
+
+
+class HeadAttention:
+    """softmax(q k^T / sqrt(d)) v per frame and head on Hopper, with its buffers bound.
+
+    inputs (F, 3 * heads, bytes / 2) float16 as `vision_heads` lays them out, padding finite
+    -> out (F, P, heads * 72) float16.
+    """
+
+    def __init__(
+        self, inputs: Tensor, out: Tensor, extra_defines: Mapping[str, int] | None = None
+    ) -> None:
+        self.inputs, self.out = inputs, out
+        self.frames, self.tokens = out.shape[:2]
+        self.num_heads = inputs.shape[1] // 3
+        expected = (self.frames, 3 * self.num_heads, vision_heads.num_bytes(self.tokens) // 2)
+        if inputs.shape != expected or not inputs.is_contiguous():
+            raise KernelError(f"heads of {tuple(inputs.shape)}, expected {expected}, contiguous")
+        options = {**defines(self.tokens), **(extra_defines or {})}
+        self._shared_bytes = shared_bytes(options["STAGES"])
+        self._kernel = build.load(SOURCE, options, inputs.device.index).kernel("vision_attention")
+        cluster = options["CLUSTER"]
+        tiles = -(-vision_heads.num_blocks(self.tokens) // cluster) * self.num_heads * self.frames
+        clusters = self._kernel.max_clusters(cluster, THREADS, self._shared_bytes)
+        self._blocks = min(tiles, clusters) * cluster
+
+    def launch(self, programmatic: bool = False) -> None:
+        """Queues the kernel on the current stream."""
+        scale = LOG2_E / vision_heads.WIDTH**0.5
+        self._kernel.launch(
+            grid=(self._blocks,),
+            block=(THREADS,),
+            args=[self.inputs, self.out, scale, self.num_heads, self.frames],
+            shared_bytes=self._shared_bytes,
+            programmatic=programmatic,
+        )
+
+
 class FrameAttention:
-    """softmax(q k^T / sqrt(d)) v per frame and head, with its buffers bound.
+    """The same over rows of q|k|v, by Triton or torch.
 
     qkv (F, P, 3 * heads * d) float16 -> out (F, P, heads * d) float16.
     """
@@ -51,31 +97,7 @@ class FrameAttention:
         self.qkv, self.out, self.num_heads = qkv, out, num_heads
         self.frames, self.tokens = qkv.shape[:2]
         self.width = qkv.shape[2] // (3 * num_heads)
-        self.launch = self._choose()
-
-    def _choose(self):  # type: ignore[no-untyped-def]
-        device = self.qkv.device
-        if torch.cuda.get_device_capability(device) == HOPPER and self.width == 72:
-            options = defines(self.tokens, self.width)
-            self._kernel = build.load(SOURCE, options, device.index).kernel("vision_attention")
-            heads = self.qkv.view(self.frames, self.tokens, 3 * self.num_heads, self.width)
-            self._high = driver.tensor_map(heads, (1, TILE, 1, HIGH), 128)
-            self._low = driver.tensor_map(heads, (1, TILE, 1, LOW), 32)
-            return self._launch_hopper
-        return self._launch_triton if _has_triton() else self._launch_torch
-
-    def _launch_hopper(self, programmatic: bool = False) -> None:
-        tiles = -(-self.tokens // TILE) * self.num_heads * self.frames
-        scale = LOG2_E / self.width**0.5
-        blocks = min(tiles, _num_multiprocessors(self.qkv.device))
-        shape = [self.tokens, self.num_heads, self.frames]
-        self._kernel.launch(
-            grid=(blocks,),
-            block=(THREADS,),
-            args=[self._high, self._low, self.out, scale, *shape],
-            shared_bytes=shared_bytes(WIDE_VALUES),
-            programmatic=programmatic,
-        )
+        self.launch = self._launch_triton if _has_triton() else self._launch_torch
 
     def _launch_triton(self, programmatic: bool = False) -> None:
         from nvila_ros.kernels import vision_triton
@@ -95,13 +117,8 @@ class FrameAttention:
 
 
 def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
-    """What `build` compiles ahead for sm_90a: SigLIP's heads over frames of 448 pixels."""
-    yield SOURCE, defines(1024, 72)
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    """What `build` compiles ahead for sm_90a: SigLIP's frames of 448 pixels."""
+    yield SOURCE, defines(SIGLIP_TOKENS)
 
 
 @functools.cache

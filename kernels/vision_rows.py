@@ -8,28 +8,36 @@ from torch import Tensor
 from nvila_ros.kernels import build
 
 SOURCE = "vision_rows.cu"
-WIDEST_OF_ONE_WARP = 1536  # values of a row that one warp keeps in registers without spilling
 VALUES_PER_LOAD = 4
+MOST_VALUES = 80  # of a row that a thread keeps in registers
+LEAST_THREADS, LEAST_OF_FEW, MOST_THREADS = 16, 64, 256  # of a row
+FEW_ROWS = 2048
+BLOCK_THREADS = 128
 
 
-def defines(width: int) -> dict[str, int]:
-    """How many warps share a row, and rows a block; a block has at least 128 threads."""
-    warps = 1
-    while width > warps * WIDEST_OF_ONE_WARP and warps < 8:
-        warps *= 2
-    return {"WIDTH": width, "WARPS": warps, "ROWS": max(1, 4 // warps)}
+def defines(width: int, is_few: bool = False) -> dict[str, int]:
+    """How many threads share a row, and how many rows a block takes.
+
+    With few rows there are not enough of them to hide how long a thread works on its share.
+    """
+    threads = LEAST_OF_FEW if is_few else LEAST_THREADS
+    while width > threads * MOST_VALUES:
+        threads *= 2
+    if width > 32 * MOST_VALUES:
+        threads = min(4 * threads, MOST_THREADS)  # whole warps anyway: more loads in flight
+    return {"WIDTH": width, "THREADS": threads, "ROWS": max(1, BLOCK_THREADS // threads)}
 
 
 def is_supported(width: int) -> bool:
     """Whether rows of this width fit registers and vector loads."""
-    return width % VALUES_PER_LOAD == 0 and width <= 8 * WIDEST_OF_ONE_WARP
+    return width % VALUES_PER_LOAD == 0 and width <= MOST_THREADS * MOST_VALUES
 
 
 def _launch(name: str, width: int, arguments: list[object], rows: int, programmatic: bool) -> None:
-    options = defines(width)
+    options = defines(width, rows <= FEW_ROWS)
     build.load(SOURCE, options).kernel(name).launch(
         grid=(-(-rows // options["ROWS"]),),
-        block=(options["WARPS"] * options["ROWS"] * 32,),
+        block=(options["THREADS"] * options["ROWS"],),
         args=arguments,
         programmatic=programmatic,
     )
@@ -47,7 +55,7 @@ def layer_norm_quantize(
 ) -> None:
     """(M, D) float16, (D,) float16 twice -> codes (M, D) int8 and scales (M,) float32, in place."""
     rows, width = hidden.shape
-    arguments = [hidden, weight, bias, codes, scales, rows, float(eps)]
+    arguments = [hidden, weight, bias, codes, scales, rows, codes.stride(0), float(eps)]
     _launch("layer_norm_quantize", width, arguments, rows, programmatic)
 
 
@@ -57,4 +65,5 @@ def quantize(
     """(M, K) float16 [GELU first] -> codes (M, K) int8 and scales (M,) float32, in place."""
     rows, width = inputs.shape
     name = "gelu_quantize" if gelu else "quantize"
-    _launch(name, width, [inputs, codes, scales, rows], rows, programmatic)
+    arguments = [inputs, codes, scales, rows, codes.stride(0)]
+    _launch(name, width, arguments, rows, programmatic)

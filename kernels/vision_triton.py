@@ -33,6 +33,8 @@ def _int8_gemm(
     m,
     n,
     k: tl.constexpr,
+    CODE_STRIDE: tl.constexpr,
+    WEIGHT_STRIDE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     GELU: tl.constexpr,
@@ -51,8 +53,8 @@ def _int8_gemm(
     rows = tile_m * TILE_M + tl.arange(0, TILE_M)
     columns = tile_n * TILE_N + tl.arange(0, TILE_N)
     inner = tl.arange(0, TILE_K)
-    a = codes + (rows % m).to(tl.int64)[:, None] * k + inner[None, :]
-    b = weight + (columns % n).to(tl.int64)[None, :] * k + inner[:, None]
+    a = codes + (rows % m).to(tl.int64)[:, None] * CODE_STRIDE + inner[None, :]
+    b = weight + (columns % n).to(tl.int64)[None, :] * WEIGHT_STRIDE + inner[:, None]
     total = tl.zeros((TILE_M, TILE_N), dtype=tl.int32)
     for start in range(0, k, TILE_K):
         if k % TILE_K == 0:
@@ -179,6 +181,8 @@ def int8_gemm(
         m,
         n,
         k,
+        CODE_STRIDE=codes.stride(0),
+        WEIGHT_STRIDE=weight.stride(0),
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         GELU=gelu,

@@ -86,8 +86,8 @@ class BoundLinear:
         if is_hopper(codes.device) and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0:
             tiling = w8a8_hopper.choose_tiling(codes.shape[0], codes.shape[1], epilogue)
             self._hopper = w8a8_hopper.HopperGemm(codes, weight, tiling, epilogue)
-        elif epilogue.codes_out or epilogue.block_scales:
-            raise KernelError("scales per block of columns need a Hopper GPU")
+        elif epilogue.codes_out or epilogue.block_scales or epilogue.head_tokens:
+            raise KernelError("scales per block of columns, and heads apart, need a Hopper GPU")
 
     def launch(
         self,
@@ -158,7 +158,8 @@ def w8a8_matmul(
 def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     """What `build` compiles ahead for every architecture: the rows of SigLIP."""
     for width in (SIGLIP_WIDTH, SIGLIP_INNER):
-        yield vision_rows.SOURCE, vision_rows.defines(width)
+        for is_few in (False, True):
+            yield vision_rows.SOURCE, vision_rows.defines(width, is_few)
 
 
 def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
@@ -166,7 +167,7 @@ def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
     for rows in (1024, 2048, 8192):
         codes = Epilogue(gelu=True, codes_out=rows > w8a8_hopper.FEW_ROWS)
         blocks = Epilogue(residual=True, block_scales=codes.codes_out)
-        for epilogue in (PLAIN, Epilogue(residual=True), codes, blocks):
+        for epilogue in (Epilogue(head_tokens=1024), Epilogue(residual=True), codes, blocks):
             inputs = SIGLIP_INNER if epilogue is blocks else SIGLIP_WIDTH
             tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
             yield w8a8_hopper.SOURCE, tiling.defines(epilogue)

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nvila_ros.kernels import build, driver
@@ -16,7 +14,6 @@ SOURCE = "w8a8_hopper.cu"
 TILE_K = 128
 BLOCK_K = 192  # columns that share a scale in a row of codes, where there are several
 THREADS = 384
-CONSUMER_WARPS = 8
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,7 @@ class Epilogue:
     residual: bool = False
     codes_out: bool = False  # int8 with a scale per row and BLOCK_K columns, instead of float16
     block_scales: bool = False  # the inputs have such scales
+    head_tokens: int = 0  # rows of a frame where q|k|v go head by head (`vision_heads`); 0: rows
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,11 @@ class Tiling:
         """Blocks in a cluster."""
         return self.cluster_m * self.cluster_n
 
-    def shared_bytes(self, codes_out: bool = False) -> int:
+    @property
+    def shared_bytes(self) -> int:
         """The ring, what lies behind it, and room to align."""
         ring = self.stages * (self.tile_m + self.tile_n) * TILE_K
-        vectors = next((v for v in (8, 7, 6, 5) if self.tile_n % (8 * v) == 0), 2)
-        vectors = self.tile_n // 8 if codes_out else vectors
-        staging = CONSUMER_WARPS * 16 * 16 * (vectors // 2 * 2 + (3 if vectors % 2 else 1))
-        return ring + staging + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
+        return ring + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
 
     def num_tiles(self, m: int, n: int) -> int:
         """Tiles of whole clusters that cover (m, n)."""
@@ -72,22 +68,24 @@ class Tiling:
             "RESIDUAL": int(epilogue.residual),
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
+            "TOKENS": epilogue.head_tokens,
         }
 
 
 FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
+LONG_K = 2048  # with few rows, blocks of a cluster share the weights of so long a K
 
 
 def choose_tiling(m: int, k: int, epilogue: Epilogue) -> Tiling:
-    """The tiling for m rows of k inputs, from measurement on an H100 at 1,024 and 8,192 rows."""
+    """The tiling for m rows of k inputs, measured on an H100 (1,024 and 8,192 rows)."""
     if epilogue.block_scales:
         return Tiling(128, 192, 5, 2) if m > 2 * FEW_ROWS else Tiling(128, 80, 6, 1, 2)
     if epilogue.codes_out:
-        return Tiling(128, BLOCK_K, 4, 2, pingpong=True)
+        return Tiling(128, BLOCK_K, 5, 2, pingpong=True)
     if m > 2 * FEW_ROWS:
-        return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 4, 2, 1, True)
+        return Tiling(128, 192, 5, 2) if epilogue.residual else Tiling(128, 192, 5, 2, 1, True)
     if epilogue.residual:
-        return Tiling(128, 96, 6, 4) if k > 2048 else Tiling(128, 96, 6)
+        return Tiling(128, 96, 7, 4) if k > LONG_K else Tiling(128, 96, 7)
     return Tiling(256, 144, 4, 2) if epilogue.gelu else Tiling(128, 224, 4, 2)
 
 
@@ -112,8 +110,9 @@ class HopperGemm:
         self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
         self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
-        clusters = _num_multiprocessors(codes.device) // tiling.cluster
-        self._blocks = min(clusters, tiling.num_tiles(self.m, self.n)) * tiling.cluster
+        fitting = self._kernel.max_clusters(tiling.cluster, THREADS, tiling.shared_bytes)
+        clusters = min(tiling.num_tiles(self.m, self.n), fitting)
+        self._blocks = clusters * tiling.cluster
 
     def launch(
         self,
@@ -128,8 +127,11 @@ class HopperGemm:
     ) -> Tensor:
         """(M,) float32, (N,) float32, (N,) float16 [, (M, N) float16] -> `out` (M, N) float16.
 
+        With `head_tokens`, `out` is what `vision_heads.empty` makes; otherwise rows of `out` and of
+        the residual are equally far apart, by a multiple of 16 bytes.
         Block scales are (number of blocks, M) float32, those of the inputs and `out_scales`.
         """
+        assert out.untyped_storage().nbytes() < 2**32, "places in the output are counted in 32 bits"
         arguments = [
             self._codes,
             self._weight,
@@ -143,13 +145,8 @@ class HopperGemm:
         self._kernel.launch(
             grid=(self._blocks,),
             block=(THREADS,),
-            args=[*arguments, self.m, self.n, self.k],
-            shared_bytes=self.tiling.shared_bytes(self.epilogue.codes_out),
+            args=[*arguments, self.m, self.n, self.k, out.stride(0)],
+            shared_bytes=self.tiling.shared_bytes,
             programmatic=programmatic,
         )
         return out
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -82,9 +82,13 @@ def rotary_table(config: LanguageConfig, positions: Tensor) -> tuple[Tensor, Ten
 
 
 def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each pair (i, i + half) of (B, heads, L, head width) by its position's angle."""
+    """Turn each pair (i, i + half) of (B, heads, L, head width) by its position's angle.
+
+    The result has the states' dtype: under autocast states are half, the tables float32.
+    """
     first, second = states.chunk(2, dim=-1)
-    return states * cosines + torch.cat((-second, first), dim=-1) * sines
+    turned = states * cosines + torch.cat((-second, first), dim=-1) * sines
+    return turned.to(states.dtype)
 
 
 class LanguageAttention(nn.Module):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ from nvila_ros.cli_options import (
 )
 from nvila_ros.cli_scale import GpusOption, RayOption, episode_evaluator
 from nvila_ros.errors import ConfigError, NvilaError, SystemLibraryError
+from nvila_ros.patience import PATIENT_THREADS
 
 MAX_SEEDS = 100_000
 
@@ -114,8 +116,8 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
     timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 100.0,
     dashboard: Annotated[
-        bool, typer.Option("--dashboard", help="Serve a page to watch by; prints its address.")
-    ] = False,
+        bool, typer.Option(help="Serve a page to watch by, where NiceGUI is installed.")
+    ] = True,
     require_success: RequireOption = False,
 ) -> None:
     """Drive one episode through real ROS 2 topics: simulator and navigator are two processes."""
@@ -241,6 +243,8 @@ def exit_codes() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the console script."""
+    for name, value in PATIENT_THREADS.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(format="nvila: %(message)s")  # on stderr
     logging.getLogger("nvila_ros").setLevel(logging.INFO)
     with exit_codes():

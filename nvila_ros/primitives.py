@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import deque
 from dataclasses import dataclass
 
 from nvila_ros.errors import OdometryError
@@ -49,6 +50,12 @@ class MotionConfig:
     )
     slip_rad: float = live_setting(
         0.35, "off the heading of a forward motion this far means slip, rad", at_least=0.05
+    )
+    slip_share: float = live_setting(
+        0.2,
+        "less than this share of what was commanded during stuck_time_s means slip; 0 is off",
+        at_least=0.0,
+        at_most=0.9,
     )
     obstacle_margin_m: float = live_setting(
         0.05, "free space to keep before the robot's edge, m", at_least=0.0, at_most=1.0
@@ -98,7 +105,8 @@ class Primitive:
         self._start: Pose | None = None
         self._last_pose = (0.0, 0.0, 0.0)
         self._start_s = self._last_s = self._progress_s = 0.0
-        self._speed = self._turned_rad = self._best = 0.0
+        self._speed = self._turned_rad = self._best = self._commanded = 0.0
+        self._ways: deque[tuple[float, float, float]] = deque()  # (time, commanded, progress)
         self._end: PrimitiveStep | None = None
 
     def reconfigure(self, config: MotionConfig) -> None:
@@ -207,7 +215,7 @@ class Primitive:
             return "timeout"
         if now_s - self._progress_s > self._config.stuck_time_s:
             return "blocked"
-        if self._slips():
+        if self._slips() or self._lags(progress, now_s):
             return "slip"
         if not self._turns and self._target > 0:
             braking_m = self._speed**2 / (2.0 * self._acceleration)
@@ -230,6 +238,21 @@ class Primitive:
             max(abs(across_m), backwards_m) > self._config.slip_m
             or abs(self._turned_rad) > self._config.slip_rad
         )
+
+    def _lags(self, progress: float, now_s: float) -> bool:
+        """Whether wheels turn for nothing: some way was made, but little of what was commanded."""
+        self._commanded += self._speed * (now_s - self._last_s)
+        self._ways.append((now_s, self._commanded, progress))
+        window_s = self._config.stuck_time_s
+        while len(self._ways) > 1 and now_s - self._ways[1][0] >= window_s:
+            self._ways.popleft()
+        then_s, commanded_then, progress_then = self._ways[0]
+        if now_s - then_s < window_s:
+            return False
+        commanded, made = self._commanded - commanded_then, progress - progress_then
+        # No way at all is "blocked"; a slow end within the tolerance is neither.
+        is_way = commanded > 2.0 * self._tolerance and made > 0.25 * self._tolerance
+        return is_way and made < self._config.slip_share * commanded
 
     def _next_speed(self, remaining: float, now_s: float) -> float:
         """The trapezoid: what can be reached since the last command, what can still be braked."""

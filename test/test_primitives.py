@@ -78,12 +78,59 @@ def test_a_robot_that_does_not_move_is_blocked():
     assert step.velocity.is_zero() and now_s < CONFIG.stuck_time_s + 0.2
 
 
-def test_a_robot_that_slips_runs_into_the_deadline():
+@pytest.mark.parametrize("target", [(0.75, 0.0), (-0.75, 0.0), (0.0, math.radians(90.0))])
+def test_wheels_that_turn_for_nothing_are_slip_long_before_the_deadline(target):
+    primitive = Primitive(*target, CONFIG)
+    step, _, now_s, _ = drive(primitive, slip=0.15)
+    assert (step.state, step.reason) == (PrimitiveState.FAILED, "slip")
+    assert step.velocity.is_zero() and now_s <= CONFIG.stuck_time_s + 2 * STEP_S
+    assert 0.0 < abs(step.forward_m) + abs(step.turn_rad) < 0.5 * abs(sum(target))
+
+
+def test_wheels_that_lose_their_grip_on_the_way_are_slip():
     primitive = Primitive(0.75, 0.0, CONFIG)
+    x_m, now_s, step = 0.0, 0.0, primitive.update(0.0, 0.0, 0.0, 0.0)
+    while step.state is PrimitiveState.RUNNING:
+        x_m += step.velocity.forward_m_s * STEP_S * (1.0 if x_m < 0.3 else 0.1)
+        now_s += STEP_S
+        step = primitive.update(x_m, 0.0, 0.0, now_s)
+    assert step.reason == "slip" and 0.3 < x_m < 0.45
+
+
+@pytest.mark.parametrize("slip", [0.4, 0.7, 1.0, 1.3])
+def test_a_base_slower_or_faster_than_commanded_does_not_slip(slip):
+    assert drive(Primitive(0.75, 0.0, CONFIG), slip=slip)[0].state is PrimitiveState.DONE
+    assert drive(Primitive(0.0, 0.8, CONFIG), slip=slip)[0].state is PrimitiveState.DONE
+
+
+def test_a_base_that_answers_late_does_not_slip():
+    """A velocity smoother and a network: 0.3 s."""
+    step = drive(Primitive(0.75, 0.0, CONFIG), latency_steps=6)[0]
+    assert step.state is PrimitiveState.DONE
+
+
+def test_without_a_share_a_robot_that_slips_runs_into_the_deadline():
+    primitive = Primitive(0.75, 0.0, MotionConfig(slip_share=0.0))
     step, _, now_s, _ = drive(primitive, slip=0.15)
     assert (step.state, step.reason) == (PrimitiveState.FAILED, "timeout")
     assert now_s == pytest.approx(primitive.deadline_s, abs=0.11)
     assert 0.0 < step.forward_m < 0.75
+
+
+@pytest.mark.parametrize(
+    "target, pushed, yaw_rad",
+    [
+        ((0.5, 0.0), (0.0, 0.2), 0.0),
+        ((0.5, 0.0), (-0.2, 0.0), 0.0),
+        ((0.5, 0.0), (0.0, 0.0), 0.4),
+        ((0.0, 0.5), (0.1, 0.15), 0.0),
+    ],
+)
+def test_what_leaves_the_line_the_spot_or_the_heading_slips(target, pushed, yaw_rad):
+    primitive = Primitive(*target, CONFIG)
+    primitive.update(0.0, 0.0, 0.0, 0.0)
+    step = primitive.update(*pushed, yaw_rad, STEP_S)
+    assert step.reason == "slip" and step.velocity.is_zero()
 
 
 def test_an_obstacle_stops_before_it_is_touched():

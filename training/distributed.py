@@ -7,7 +7,9 @@ of it is in a recipe, so the same recipe runs on a laptop and on 16 x 8 GPUs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +63,19 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this one writes what is written once."""
         return self.accelerator.is_main_process
+
+    @contextlib.contextmanager
+    def accumulate(self, learner: Any) -> Iterator[None]:
+        """Around one micro-batch's forward and backward passes.
+
+        Sharded gradients are reduced after every micro-batch. Accelerate would not do it where
+        there is one process: gradients would be whole, in the compute dtype, and FSDP2 up to torch
+        2.13 ends with an AttributeError at a layer that never ran (the tower has one).
+        """
+        with self.accelerator.accumulate(learner):
+            if self.kind == "fsdp":
+                learner.set_requires_gradient_sync(True)
+            yield
 
     def sum(self, values: Tensor) -> Tensor:
         """Element by element over all ranks."""
@@ -135,9 +150,12 @@ def _fsdp_plugin(precision: PrecisionConfig):
         transformer_cls_names_to_wrap=WRAPPED,
         state_dict_type="SHARDED_STATE_DICT",
         cpu_ram_efficient_loading=True,
-        # Accelerate's own would round the loss to bfloat16 too.
+        # Accelerate's own would round the loss to bfloat16 too, and the weights of its tokens.
         mixed_precision_policy=MixedPrecisionPolicy(
-            param_dtype=precision.dtype, reduce_dtype=torch.float32, output_dtype=None
+            param_dtype=precision.dtype,
+            reduce_dtype=torch.float32,
+            output_dtype=None,
+            cast_forward_inputs=False,
         ),
     )
 
@@ -157,10 +175,15 @@ def _deepspeed_plugin(recipe: StageRecipe, accumulation: int):
 
 
 def _shard_on_cpu(accelerator: Accelerator, plugin) -> None:
-    """Accelerate shards on accelerators only; on a CPU this sets what it would have set there."""
+    """Accelerate shards on accelerators only; on a CPU this sets what it would have set there.
+
+    Every new `AcceleratorState()`, and Accelerate makes many, copies what `PartialState` says.
+    """
+    from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
+    for state in (accelerator.state._shared_state, PartialState._shared_state):
+        state["distributed_type"] = DistributedType.FSDP
     accelerator.state._shared_state["fsdp_plugin"] = plugin
 
 

@@ -140,7 +140,7 @@ class Engine:
         set_rates(self.optimizer.param_groups, progress, self.recipe.schedule)
         losses: list[Tensor] = []
         for number, batch in enumerate(micro):
-            with accelerator.accumulate(self.learner):
+            with ranks.accumulate(self.learner):
                 loss = self.learner(batch.to(ranks.device, self._pixel_dtype))
                 losses.append(loss.detach().float())
                 if number == len(micro) - 1:  # DeepSpeed steps in the last backward pass

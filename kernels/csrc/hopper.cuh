@@ -68,7 +68,7 @@ __device__ __forceinline__ void barrier_wait(unsigned barrier, unsigned parity) 
             : "r"(barrier), "r"(parity)
             : "memory");
 #ifdef BOUNDED_WAIT
-        if (++tries > (1u << 20)) __trap();
+        if (++tries > (1u << 16)) __trap();
 #endif
     }
 }
@@ -83,17 +83,28 @@ __device__ __forceinline__ void copy_box(
         : "memory");
 }
 
-// One box of a tensor with four dimensions, the innermost first.
-__device__ __forceinline__ void copy_box(
-    unsigned destination, const TensorMap* map, unsigned barrier, int x, int y, int z, int w) {
+// Bytes that lie in a row, 16-byte aligned on both sides, to shared memory here.
+__device__ __forceinline__ void copy_bytes(
+    unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-        "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(destination),
-        "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+            destination),
+        "l"(source), "r"(bytes), "r"(barrier)
         : "memory");
 }
 
-// The same box to every block of the cluster whose bit is set in `blocks`.
+// The same to every block of the cluster whose bit is set in `blocks`.
+__device__ __forceinline__ void copy_bytes_multicast(
+    unsigned destination, const void* source, unsigned bytes, unsigned barrier,
+    unsigned short blocks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1], %2, [%3], %4;\n" ::"r"(destination),
+        "l"(source), "r"(bytes), "r"(barrier), "h"(blocks)
+        : "memory");
+}
+
+// One box of a matrix to every block of the cluster whose bit is set in `blocks`.
 __device__ __forceinline__ void copy_box_multicast(
     unsigned destination, const TensorMap* map, unsigned barrier, int column, int row,
     unsigned short blocks) {
@@ -132,6 +143,8 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(PENDING) : "memory");
 }
 
+// Registers move between warpgroups within what the block was launched with (168 x 384 = 64512): an
+// increase that does not fit waits for ever.
 template <int REGISTERS>
 __device__ __forceinline__ void registers_up() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(REGISTERS));

@@ -2,24 +2,33 @@
 // Row-wise kernels of the vision tower: LayerNorm, GELU and quantization to int8 per row.
 //
 // A row stays in registers between its passes, so every kernel reads fp16 once and writes int8 once.
-// WARPS warps share a row (1: shuffles only). Any width that is a multiple of 4.
+// THREADS threads share a row: up to a warp's 32, then whole warps. Any width that is a multiple of 4.
 //
-// Defines: WIDTH, WARPS (per row), ROWS (per block).
+// Defines: WIDTH, THREADS (per row, a power of two), ROWS (per block).
 #include <cuda_fp16.h>
 
-constexpr int THREADS = WARPS * 32;           // that share a row
-constexpr int VECTORS = WIDTH / 4;            // of 4 values
+constexpr int PER_LOAD = WIDTH % 8 == 0 ? 8 : 4;  // values of 16 or 8 bytes
+constexpr int VECTORS = WIDTH / PER_LOAD;
 constexpr int EACH = (VECTORS + THREADS - 1) / THREADS;
+constexpr int WARPS = (THREADS + 31) / 32;  // that share a row
 static_assert(WIDTH % 4 == 0, "rows are read by four values");
 
+struct alignas(2 * PER_LOAD) Halves {
+    __half2 pairs[PER_LOAD / 2];
+};
+
+struct alignas(PER_LOAD) Codes {
+    unsigned words[PER_LOAD / 4];
+};
+
 struct Row {
-    float4 values[EACH];
+    float values[EACH][PER_LOAD];
 };
 
 template <typename Combine>
 __device__ __forceinline__ float reduce(float value, float* exchange, Combine combine) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
+    for (int offset = (THREADS < 32 ? THREADS : 32) / 2; offset > 0; offset /= 2) {
         value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
     }
     if (WARPS == 1) return value;
@@ -34,23 +43,35 @@ __device__ __forceinline__ float reduce(float value, float* exchange, Combine co
     return value;
 }
 
-__device__ __forceinline__ float4 unpack(uint2 packed) {
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&packed.x));
-    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&packed.y));
-    return make_float4(low.x, low.y, high.x, high.y);
+__device__ __forceinline__ void unpack(float (&values)[PER_LOAD], const Halves& packed) {
+#pragma unroll
+    for (int i = 0; i < PER_LOAD / 2; ++i) {
+        const float2 pair = __half22float2(packed.pairs[i]);
+        values[2 * i] = pair.x;
+        values[2 * i + 1] = pair.y;
+    }
 }
 
-__device__ __forceinline__ float4 load(const __half* row, int vector) {
-    return unpack(*reinterpret_cast<const uint2*>(row + vector * 4));
-}
+// A thread's share of a row as it lies in memory, zeros past the end.
+struct Packed {
+    Halves values[EACH];
+
+    __device__ __forceinline__ Packed(const __half* row, int thread) {
+#pragma unroll
+        for (int i = 0; i < EACH; ++i) {
+            const int vector = thread + i * THREADS;
+#pragma unroll
+            for (__half2& pair : values[i].pairs) pair = __half2half2(__ushort_as_half(0));
+            if (vector < VECTORS) values[i] = *reinterpret_cast<const Halves*>(row + vector * PER_LOAD);
+        }
+    }
+};
 
 __device__ __forceinline__ Row load_row(const __half* row, int thread) {
+    const Packed packed(row, thread);
     Row result;
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-        const int vector = thread + i * THREADS;
-        result.values[i] = vector < VECTORS ? load(row, vector) : make_float4(0.f, 0.f, 0.f, 0.f);
-    }
+    for (int i = 0; i < EACH; ++i) unpack(result.values[i], packed.values[i]);
     return result;
 }
 
@@ -70,20 +91,22 @@ __device__ __forceinline__ void quantize_row(
     float limit = 0.f;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-        const float4 v = row.values[i];
-        limit = larger(limit, larger(larger(fabsf(v.x), fabsf(v.y)), larger(fabsf(v.z), fabsf(v.w))));
+#pragma unroll
+        for (float value : row.values[i]) limit = larger(limit, fabsf(value));
     }
     limit = reduce(limit, exchange, larger);
     const float inverse = limit > 0.f ? 127.f / limit : 0.f;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         const int vector = thread + i * THREADS;
-        const float4 v = row.values[i];
-        if (vector < VECTORS) {
-            reinterpret_cast<unsigned*>(codes)[vector] =
-                code(v.x * inverse) | code(v.y * inverse) << 8 | code(v.z * inverse) << 16 |
-                code(v.w * inverse) << 24;
+        Codes packed;
+#pragma unroll
+        for (int w = 0; w < PER_LOAD / 4; ++w) {
+            const float* v = row.values[i] + 4 * w;
+            packed.words[w] = code(v[0] * inverse) | code(v[1] * inverse) << 8 |
+                              code(v[2] * inverse) << 16 | code(v[3] * inverse) << 24;
         }
+        if (vector < VECTORS) reinterpret_cast<Codes*>(codes)[vector] = packed;
     }
     if (thread == 0) *scale = limit / 127.f;
 }
@@ -91,34 +114,31 @@ __device__ __forceinline__ void quantize_row(
 __device__ __forceinline__ float add(float first, float second) { return first + second; }
 
 __device__ __forceinline__ void normalize(
-    Row& row, const __half* weight, const __half* bias, float eps, int thread, float* exchange) {
+    Row& row, const Packed& weight, const Packed& bias, float eps, int thread, float* exchange) {
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-        const float4 v = row.values[i];
-        sum += (v.x + v.y) + (v.z + v.w);
+#pragma unroll
+        for (float value : row.values[i]) sum += value;
     }
     const float mean = reduce(sum, exchange, add) / WIDTH;
     float squares = 0.f;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
         if (thread + i * THREADS < VECTORS) {
-            const float4 v = row.values[i];
-            const float x = v.x - mean, y = v.y - mean, z = v.z - mean, w = v.w - mean;
-            squares += (x * x + y * y) + (z * z + w * w);
+#pragma unroll
+            for (float value : row.values[i]) squares += (value - mean) * (value - mean);
         }
     }
     const float rstd = rsqrtf(reduce(squares, exchange, add) / WIDTH + eps);
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-        const int vector = thread + i * THREADS;
-        if (vector < VECTORS) {
-            const float4 w = load(weight, vector), b = load(bias, vector);
-            float4& v = row.values[i];
-            v.x = (v.x - mean) * rstd * w.x + b.x;
-            v.y = (v.y - mean) * rstd * w.y + b.y;
-            v.z = (v.z - mean) * rstd * w.z + b.z;
-            v.w = (v.w - mean) * rstd * w.w + b.w;
+        float scale[PER_LOAD], shift[PER_LOAD];
+        unpack(scale, weight.values[i]);
+        unpack(shift, bias.values[i]);
+#pragma unroll
+        for (int v = 0; v < PER_LOAD; ++v) {
+            row.values[i][v] = (row.values[i][v] - mean) * rstd * scale[v] + shift[v];
         }
     }
 }
@@ -152,38 +172,45 @@ __device__ __forceinline__ void let_next_kernel_start() {
 }
 
 // Rows past the end repeat the last one, so that every thread reaches every barrier.
-#define FOR_ROW(inputs)                                             \
+#define FIND_ROW                                                    \
     __shared__ float exchange[ROWS * WARPS];                        \
     const Place here = place();                                     \
     const size_t index = here.row < rows ? here.row : rows - 1;     \
-    let_next_kernel_start();                                        \
+    let_next_kernel_start();
+
+#define TAKE_ROW(inputs)                                            \
     wait_for_previous_kernel();                                     \
     Row row = load_row((inputs) + index * WIDTH, here.thread);
 
-extern "C" __global__ void __launch_bounds__(THREADS* ROWS)
+extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
     layer_norm_quantize(const __half* hidden,  // (rows, WIDTH)
                         const __half* weight, const __half* bias,  // (WIDTH,)
-                        signed char* codes,  // (rows, WIDTH)
+                        signed char* codes,  // (rows, WIDTH), rows code_stride bytes apart
                         float* scales,       // (rows,)
-                        int rows, float eps) {
-    FOR_ROW(hidden)
-    normalize(row, weight, bias, eps, here.thread, exchange);
-    quantize_row(row, codes + index * WIDTH, scales + index, here.thread, exchange);
+                        int rows, int code_stride, float eps) {
+    FIND_ROW
+    const Packed scales_of_columns(weight, here.thread), shifts(bias, here.thread);  // no kernel writes them
+    TAKE_ROW(hidden)
+    normalize(row, scales_of_columns, shifts, eps, here.thread, exchange);
+    quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS* ROWS)
-    quantize(const __half* inputs, signed char* codes, float* scales, int rows) {
-    FOR_ROW(inputs)
-    quantize_row(row, codes + index * WIDTH, scales + index, here.thread, exchange);
+extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
+    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
+    FIND_ROW
+    TAKE_ROW(inputs)
+    quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS* ROWS)
-    gelu_quantize(const __half* inputs, signed char* codes, float* scales, int rows) {
-    FOR_ROW(inputs)
+extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
+    gelu_quantize(
+        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
+    FIND_ROW
+    TAKE_ROW(inputs)
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-        float4& v = row.values[i];
-        v = make_float4(gelu(v.x), gelu(v.y), gelu(v.z), gelu(v.w));
+#pragma unroll
+        for (float& value : row.values[i]) value = gelu(value);
     }
-    quantize_row(row, codes + index * WIDTH, scales + index, here.thread, exchange);
+    quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The softmax of a warp's 16 queries over blocks of keys, online, in the registers of a wgmma's sums.
 //
-// Defines: HAS_TAIL (the number of keys is no multiple of a block's).
+// Defines: TOKENS (keys of a frame).
 #pragma once
 
 #include <cuda_fp16.h>
@@ -21,7 +21,7 @@ struct Softmax {
     // Scores -> weights in place; `shrink` is what earlier sums have to be multiplied by.
     __device__ __forceinline__ void take(
         float (&scores)[SCORES], float (&shrink)[2], float scale, int inside, int lane) {
-        if (HAS_TAIL && inside < KEYS) {
+        if (TOKENS % KEYS != 0 && inside < KEYS) {
 #pragma unroll
             for (int i = 0; i < SCORES; ++i) {
                 if (i / 4 * 8 + lane % 4 * 2 + i % 2 >= inside) scores[i] = MINUS_INFINITY;

@@ -4,6 +4,20 @@
 
 #include "w8a8_tiles.cuh"
 
+// Where the 8 outputs of a row from `column` lie, in elements (fewer than 2^31): side by side or, of q|k|v
+// for attention over frames of TOKENS rows, head by head.
+__device__ __forceinline__ unsigned place(unsigned row, unsigned column, Shape shape) {
+#if TOKENS
+    constexpr unsigned HEAD = heads::head_bytes(heads::blocks_of(TOKENS)) / 2;
+    const unsigned head = column / heads::WIDTH, part = column % heads::WIDTH / 8;
+    const unsigned first = row / TOKENS * (static_cast<unsigned>(shape.n) / heads::WIDTH) + head;
+    const bool is_value = 3 * column >= 2 * static_cast<unsigned>(shape.n);
+    return first * HEAD + heads::vector_offset(row % TOKENS, part, heads::blocks_of(TOKENS), is_value) / 2;
+#else
+    return row * shape.out_stride + column;
+#endif
+}
+
 struct Epilogue {
     const float* row_scale;
     const float* column_scale;
@@ -13,13 +27,16 @@ struct Epilogue {
     float* out_scales;  // of the codes, (N / BLOCK_K, M)
 };
 
+// GELU takes half of its argument: tanh GELU(x) = h + h tanh(h (2 a + 8 b h^2)), h = x / 2, a = sqrt(2 / pi),
+// b = 0.044715 a. So scales and biases of columns are halved before, and nothing is halved per value.
+constexpr float ARGUMENT = GELU ? 0.5f : 1.f;
+
 __device__ __forceinline__ float activate(float value) {
 #if GELU
-    const float inner = value * (0.7978845608f + 0.0356774081f * value * value);
+    const float inner = value * (1.5957691216f + 0.2854192648f * (value * value));
     float tanh_inner;
     asm("tanh.approx.f32 %0, %1;\n" : "=f"(tanh_inner) : "f"(inner));
-    const float half_value = 0.5f * value;
-    return half_value + half_value * tanh_inner;
+    return value + value * tanh_inner;
 #else
     return value;
 #endif
@@ -28,44 +45,142 @@ __device__ __forceinline__ float activate(float value) {
 __device__ __forceinline__ float scaled(int sum, float scale) { return __int2float_rn(sum) * scale; }
 __device__ __forceinline__ float scaled(float sum, float) { return sum; }  // scaled block by block
 
-template <typename Sum>
-__device__ __forceinline__ float2 two_outputs(Sum first, Sum second, float scale, float4 columns) {
-    return make_float2(activate(scaled(first, scale) * columns.x + columns.y),
-                       activate(scaled(second, scale) * columns.z + columns.w));
-}
+__device__ __forceinline__ unsigned bits_of(__half2 pair) { return *reinterpret_cast<unsigned*>(&pair); }
 
-__device__ __forceinline__ unsigned two_halves(float2 values) {
-    const __half2 pair = __float22half2_rn(values);
-    return *reinterpret_cast<const unsigned*>(&pair);
+// Two outputs in fp16.
+template <typename Sum>
+__device__ __forceinline__ unsigned two_outputs(Sum first, Sum second, float scale, float4 columns) {
+    const float2 values = make_float2(scaled(first, scale) * columns.x + columns.y,
+                                      scaled(second, scale) * columns.z + columns.w);
+    const __half2 pair = __float22half2_rn(make_float2(activate(values.x), activate(values.y)));
+    return bits_of(pair);
 }
 
 __device__ __forceinline__ void load_columns(
     float2* columns, int column, int thread, Shape shape, const Epilogue& epilogue) {
     for (int i = thread; i < TILE_N; i += 128) {
         columns[i] = column + i < shape.n
-                         ? make_float2(epilogue.column_scale[column + i],
-                                       __half2float(epilogue.bias[column + i]))
+                         ? make_float2(ARGUMENT * epilogue.column_scale[column + i],
+                                       ARGUMENT * __half2float(epilogue.bias[column + i]))
                          : make_float2(0.f, 0.f);
     }
 }
 
-constexpr int CHUNKS = TILE_N / COLUMNS;
-constexpr int EACH = (16 * VECTORS + 31) / 32;  // vectors of a chunk that a lane stores
+// Never sleeps, but the compiler can't know: what comes next is not begun before, in registers not yet free.
+__device__ __forceinline__ void pause(Shape shape) {
+    if (shape.m < 0) asm volatile("nanosleep.u32 0;\n" ::: "memory");
+}
+
+// A warp's sums of 8 columns lie two to a lane. Lanes of a quad trade theirs of four such blocks: each gets
+// one block whole, 16 bytes of fp16, past shared memory, which the other warpgroup's products need.
+constexpr int COLUMN_BLOCKS = TILE_N / 8;
+constexpr int GROUPS = (COLUMN_BLOCKS + 3) / 4;  // of four blocks; the last may have two
+
+// words[b] of lane t (of a quad) becomes words[t] of lane b.
+__device__ __forceinline__ void transpose(unsigned (&words)[4], int lane) {
+    const bool is_odd = lane & 1, is_high = lane & 2;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const unsigned got = __shfl_xor_sync(0xffffffffu, is_odd ? words[i] : words[i + 1], 1);
+        if (is_odd) words[i] = got;
+        else words[i + 1] = got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const unsigned got = __shfl_xor_sync(0xffffffffu, is_high ? words[i] : words[i + 2], 2);
+        if (is_high) words[i] = got;
+        else words[i + 2] = got;
+    }
+}
+
+// Scales and biases of a lane's two columns of a block; volatile, else they would be loaded too early.
+__device__ __forceinline__ float4 load_pair(const float2* columns, int block, int lane) {
+    float4 pair;
+    asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=f"(pair.x), "=f"(pair.y), "=f"(pair.z), "=f"(pair.w)
+                 : "r"(shared_address(&columns[block * 8 + lane % 4 * 2])));
+    return pair;
+}
+
+// Scales and biases of a lane's columns of a group.
+struct Columns {
+    float4 pairs[4];  // of two columns
+
+    __device__ __forceinline__ Columns(const float2* columns, int group, int lane) {
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+            if (4 * group + b >= COLUMN_BLOCKS) continue;
+            pairs[b] = load_pair(columns, 4 * group + b, lane);
+        }
+    }
+};
+
+// Where a lane's vectors of a group lie, from row `lane / 4`: the others are 8, 64, 72 ... rows further.
+struct Vectors {
+    unsigned row, column, start, step;  // step: elements to the next row
+    int rows;                           // that are inside the output, from the first; 0: no column is
+
+    __device__ __forceinline__ Vectors(
+        int first_row, int first_column, int group, Shape shape, int lane) {
+        row = first_row + lane / 4;
+        column = first_column + group * 32 + lane % 4 * 8;
+        const bool inside = column < shape.n && 4 * group + lane % 4 < COLUMN_BLOCKS;
+        rows = inside ? shape.m - static_cast<int>(row) : 0;
+        start = place(row, column, shape);
+#if TOKENS
+        const bool is_thin = column % heads::WIDTH >= heads::HIGH && 3 * column < 2 * shape.n;
+        step = is_thin ? 16 : heads::HIGH;
+#else
+        step = shape.out_stride;
+#endif
+    }
+
+    __device__ __forceinline__ unsigned at(int further, Shape shape) const {
+        constexpr bool EVEN = TOKENS == 0 || TOKENS % TILE_M == 0;  // else a tile may lie in two frames
+        return EVEN ? start + further * step : place(row + further, column, shape);
+    }
+};
+
+// Without a branch, so that others' work may be done meanwhile.
+__device__ __forceinline__ void store_if(bool inside, void* target, uint4 v) {
+    asm volatile("{\n.reg .pred inside;\nsetp.ne.b32 inside, %0, 0;\n"
+                 "@inside st.global.v4.b32 [%1], {%2, %3, %4, %5};\n}\n" ::"r"(int(inside)),
+                 "l"(target), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+}
+
+__device__ __forceinline__ void store_if(bool inside, void* target, uint2 v) {
+    asm volatile("{\n.reg .pred inside;\nsetp.ne.b32 inside, %0, 0;\n"
+                 "@inside st.global.v2.b32 [%1], {%2, %3};\n}\n" ::"r"(int(inside)),
+                 "l"(target), "r"(v.x), "r"(v.y));
+}
+
 // With registers to spare, a tile's residual is read before its sums are known.
 constexpr bool HELD = RESIDUAL && !PINGPONG && BLOCKS == 1;
+using Residual = uint4[GROUPS][2];
+using Scales = float[BLOCKS][2];  // of the two rows of a lane, by row block
 
-// What a lane will add to its vectors of one chunk.
-__device__ __forceinline__ void load_residual(
-    uint4 (&added)[EACH], int chunk, int row, int column, Shape shape, const Epilogue& epilogue,
-    int lane) {
+__device__ __forceinline__ uint4 load_residual(
+    const Vectors& vectors, int further, Shape shape, const Epilogue& epilogue) {
+    const __half* source = epilogue.residual + vectors.at(further, shape);
+    return further < vectors.rows ? *reinterpret_cast<const uint4*>(source) : make_uint4(0, 0, 0, 0);
+}
+
+__device__ __forceinline__ void hold_residual(
+    Residual& held, int row, int column, Shape shape, const Epilogue& epilogue, int lane) {
 #pragma unroll
-    for (int e = 0; e < EACH; ++e) {
-        const int i = lane + 32 * e, out_row = row + i / VECTORS;
-        const int out_column = column + chunk * COLUMNS + i % VECTORS * 8;
-        const bool inside = i < 16 * VECTORS && out_row < shape.m && out_column < shape.n;
-        const size_t offset = static_cast<size_t>(out_row) * shape.n + out_column;
-        added[e] = inside ? *reinterpret_cast<const uint4*>(epilogue.residual + offset)
-                          : make_uint4(0, 0, 0, 0);
+    for (int group = 0; group < GROUPS; ++group) {
+        const Vectors vectors(row, column, group, shape, lane);
+        held[group][0] = load_residual(vectors, 0, shape, epilogue);
+        held[group][1] = load_residual(vectors, 8, shape, epilogue);
+    }
+}
+
+__device__ __forceinline__ void load_row_scales(
+    Scales& scales, int row, Shape shape, const Epilogue& epilogue, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2 * BLOCKS; ++i) {
+        const int index = row + i / 2 * 64 + lane / 4 + i % 2 * 8;
+        scales[i / 2][i % 2] = BLOCK_SCALES || index >= shape.m ? 0.f : epilogue.row_scale[index];
     }
 }
 
@@ -77,57 +192,43 @@ __device__ __forceinline__ uint4 add_halves(uint4 first, uint4 second) {
     return first;
 }
 
-// Scales one warp's 16 rows of a row block and stores them, 16 bytes a lane.
+// Scales one warp's 16 rows of every row block and stores them, 16 bytes a lane.
 template <typename Sum>
 __device__ __forceinline__ void store_rows(
-    const Sum (&sums)[TILE_N / 2], const uint4 (&held)[CHUNKS][EACH], int row, int column,
-    Shape shape, const Epilogue& epilogue, const float2* columns, unsigned char* staging, int lane) {
-    const int upper = row + lane / 4;
-    const float upper_scale = BLOCK_SCALES || upper >= shape.m ? 0.f : epilogue.row_scale[upper];
-    const float lower_scale = BLOCK_SCALES || upper + 8 >= shape.m ? 0.f : epilogue.row_scale[upper + 8];
-    const unsigned target = shared_address(staging) + (lane % 16) * STAGING_STRIDE + lane / 16 * 16;
+    const Sum (&sums)[BLOCKS][TILE_N / 2], const Residual& held, const Scales& scales, int row,
+    int column, Shape shape, const Epilogue& epilogue, const float2* columns, int lane) {
 #pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        uint4 added[EACH];
-        if (RESIDUAL && !HELD) load_residual(added, chunk, row, column, shape, epilogue, lane);
+    for (int group = 0; group < GROUPS; ++group) {
+        const Columns pairs(columns, group, lane);
+        const Vectors vectors(row, column, group, shape, lane);
 #pragma unroll
-        for (int j = 0; j < VECTORS; j += 2) {
-            unsigned words[4];
+        for (int i = 0; i < 2 * BLOCKS; ++i) {
+            const int block = i / 2, half = i % 2, further = block * 64 + half * 8;
+            unsigned words[4] = {};
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const int block = chunk * VECTORS + j + i;
-                if (j + i >= VECTORS) break;
-                const float4 pair =
-                    *reinterpret_cast<const float4*>(&columns[block * 8 + lane % 4 * 2]);
-                const Sum* sum = &sums[block * 4];
-                words[2 * i] = two_halves(two_outputs(sum[0], sum[1], upper_scale, pair));
-                words[2 * i + 1] = two_halves(two_outputs(sum[2], sum[3], lower_scale, pair));
+            for (int b = 0; b < 4; ++b) {
+                if (4 * group + b >= COLUMN_BLOCKS) continue;
+                const Sum* sum = &sums[block][(4 * group + b) * 4 + 2 * half];
+                words[b] = two_outputs(sum[0], sum[1], scales[block][half], pairs.pairs[b]);
             }
-            store_matrices(target + j * 16, words[0], words[1], words[2], words[3]);
-        }
-        __syncwarp();
-#pragma unroll
-        for (int e = 0; e < EACH; ++e) {
-            const int i = lane + 32 * e, r = i / VECTORS, c = i % VECTORS;
-            const int out_row = row + r, out_column = column + chunk * COLUMNS + c * 8;
-            if (i < 16 * VECTORS && out_row < shape.m && out_column < shape.n) {
-                uint4 packed = *reinterpret_cast<const uint4*>(staging + r * STAGING_STRIDE + c * 16);
-                if (RESIDUAL) packed = add_halves(packed, HELD ? held[chunk][e] : added[e]);
-                const size_t offset = static_cast<size_t>(out_row) * shape.n + out_column;
-                *reinterpret_cast<uint4*>(static_cast<__half*>(epilogue.out) + offset) = packed;
+            transpose(words, lane);
+            uint4 packed = make_uint4(words[0], words[1], words[2], words[3]);
+            if (RESIDUAL) {
+                packed = add_halves(packed, HELD ? held[group][half] : load_residual(vectors, further, shape, epilogue));
             }
+            store_if(further < vectors.rows,
+                     static_cast<__half*>(epilogue.out) + vectors.at(further, shape), packed);
         }
-        __syncwarp();
+        pause(shape);
     }
 }
 
-// Four values in fp16 -> four codes: added to 1536, integers are the low bits of the sums.
-__device__ __forceinline__ unsigned four_codes(unsigned first, unsigned second, __half2 inverse) {
+// Two values in fp16 of each of two rows -> their codes: added to 1536, integers are the low bits.
+__device__ __forceinline__ unsigned four_codes(unsigned first, unsigned second, const __half2 (&inverse)[2]) {
     const __half2 shift = __half2half2(__ushort_as_half(0x6600));
-    const __half2 low = __hfma2(*reinterpret_cast<__half2*>(&first), inverse, shift);
-    const __half2 high = __hfma2(*reinterpret_cast<__half2*>(&second), inverse, shift);
-    return __byte_perm(*reinterpret_cast<const unsigned*>(&low),
-                       *reinterpret_cast<const unsigned*>(&high), 0x6420);
+    const __half2 low = __hfma2(*reinterpret_cast<__half2*>(&first), inverse[0], shift);
+    const __half2 high = __hfma2(*reinterpret_cast<__half2*>(&second), inverse[1], shift);
+    return __byte_perm(bits_of(low), bits_of(high), 0x6420);
 }
 
 // A row's scale and its inverse in fp16, from the largest of its values; NaN or infinity stay so.
@@ -139,57 +240,60 @@ __device__ __forceinline__ __half2 invert(__half2 limits, float& scale) {
     return usable ? __half2half2(inverse) : __half2half2(__ushort_as_half(0));
 }
 
+using Packed = unsigned[2][COLUMN_BLOCKS];  // two outputs in fp16 a word, of the two rows of a lane
+
+// One warp's 16 rows of a row block in fp16, and the largest of a lane's values of each row.
+__device__ __forceinline__ void activate_rows(
+    Packed& packed, __half2 (&limits)[2], const int (&sums)[TILE_N / 2], const float (&scales)[2],
+    const float2* columns, Shape shape, int lane) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; ++group) {
+        const Columns pairs(columns, group, lane);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int block = 4 * group + i / 2, half = i % 2;
+            const int* sum = &sums[block * 4 + 2 * half];
+            packed[half][block] = two_outputs(sum[0], sum[1], scales[half], pairs.pairs[i / 2]);
+            limits[half] = __hmax2_nan(limits[half], __habs2(*reinterpret_cast<__half2*>(&packed[half][block])));
+        }
+        pause(shape);
+    }
+}
+
 // Quantizes one warp's 16 rows of a row block, a scale per row of the tile, and stores the codes.
 __device__ __forceinline__ void store_codes(
-    const int (&sums)[TILE_N / 2], int row, int column, Shape shape, const Epilogue& epilogue,
-    const float2* columns, unsigned char* staging, int lane) {
-    const int upper = row + lane / 4;
-    const bool inside[2] = {upper < shape.m, upper + 8 < shape.m};
-    const float upper_scale = inside[0] ? epilogue.row_scale[upper] : 0.f;
-    const float lower_scale = inside[1] ? epilogue.row_scale[upper + 8] : 0.f;
-    const unsigned target = shared_address(staging) + (lane % 16) * STAGING_STRIDE + lane / 16 * 16;
+    const int (&sums)[TILE_N / 2], const float (&scales)[2], int row, int column, Shape shape,
+    const Epilogue& epilogue, const float2* columns, int lane) {
+    Packed packed;
     __half2 limits[2] = {}, inverse[2];
-#pragma unroll
-    for (int block = 0; block < TILE_N / 8; block += 2) {
-        unsigned words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int* sum = &sums[block * 4 + i * 2];
-            const float4 pair =
-                *reinterpret_cast<const float4*>(&columns[(block + i / 2) * 8 + lane % 4 * 2]);
-            words[i] = two_halves(two_outputs(sum[0], sum[1], i % 2 ? lower_scale : upper_scale, pair));
-            limits[i % 2] = __hmax2_nan(limits[i % 2], __habs2(*reinterpret_cast<__half2*>(&words[i])));
-        }
-        store_matrices(target + block * 16, words[0], words[1], words[2], words[3]);
-    }
+    activate_rows(packed, limits, sums, scales, columns, shape, lane);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         limits[half] = __hmax2_nan(limits[half], __shfl_xor_sync(0xffffffffu, limits[half], 1));
         limits[half] = __hmax2_nan(limits[half], __shfl_xor_sync(0xffffffffu, limits[half], 2));
         float scale;
         inverse[half] = invert(limits[half], scale);
-        if (lane % 4 == 0 && inside[half] && column < shape.n) {
-            epilogue.out_scales[static_cast<size_t>(column / TILE_N) * shape.m + upper + 8 * half] =
-                scale;
+        const int out_row = row + lane / 4 + 8 * half;
+        if (lane % 4 == 0 && out_row < shape.m && column < shape.n) {
+            epilogue.out_scales[static_cast<size_t>(column / TILE_N) * shape.m + out_row] = scale;
         }
     }
-    __syncwarp();
-    constexpr int CODE_VECTORS = TILE_N / 16;  // of 16 codes, in a row
     signed char* out = static_cast<signed char*>(epilogue.out);
 #pragma unroll
-    for (int i = lane; i < 16 * CODE_VECTORS; i += 32) {
-        const int r = i / CODE_VECTORS, c = i % CODE_VECTORS;
-        const __half2 of_upper = __shfl_sync(0xffffffffu, inverse[0], r % 8 * 4);
-        const __half2 of_lower = __shfl_sync(0xffffffffu, inverse[1], r % 8 * 4);
-        const uint4* source = reinterpret_cast<const uint4*>(staging + r * STAGING_STRIDE + c * 32);
-        const uint4 low = source[0], high = source[1];
-        const __half2 by = r < 8 ? of_upper : of_lower;
-        const uint4 packed = make_uint4(four_codes(low.x, low.y, by), four_codes(low.z, low.w, by),
-                                        four_codes(high.x, high.y, by), four_codes(high.z, high.w, by));
-        const int out_row = row + r, out_column = column + c * 16;
-        if (out_row < shape.m && out_column < shape.n) {
-            *reinterpret_cast<uint4*>(out + static_cast<size_t>(out_row) * shape.n + out_column) = packed;
+    for (int group = 0; group < GROUPS; ++group) {
+        unsigned words[4];  // of two columns and two rows
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+            words[b] = four_codes(packed[0][4 * group + b], packed[1][4 * group + b], inverse);
+        }
+        transpose(words, lane);
+        const Vectors vectors(row, column, group, shape, lane);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const unsigned order = half ? 0x7632 : 0x5410;
+            const uint2 codes = make_uint2(__byte_perm(words[0], words[1], order),
+                                           __byte_perm(words[2], words[3], order));
+            store_if(8 * half < vectors.rows, out + vectors.at(8 * half, shape), codes);
         }
     }
-    __syncwarp();
 }

@@ -13,15 +13,15 @@
 // BLOCK_SCALES: the codes come with such scales, and sums are scaled block by block.
 //
 // Defines: TILE_M, TILE_N, TAIL_N (TILE_N: no tail), STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU,
-// RESIDUAL, CODES_OUT, BLOCK_SCALES.
+// RESIDUAL, CODES_OUT, BLOCK_SCALES, TOKENS (of a frame, where the output is q|k|v for attention, head
+// by head as in vision_heads.cuh; 0: rows).
 #include "w8a8_blocks.cuh"
 #include "w8a8_epilogue.cuh"
+#include "w8a8_products.cuh"
 #include "w8a8_tiles.cuh"
 #include "w8a8_wgmma.cuh"
 
 static_assert(!CODES_OUT || TILE_N == BLOCK_K, "a tile's columns are a block of the next K");
-
-using Sums = int[BLOCKS][TILE_N / 2];
 
 // A warpgroup waits for stages only while it is its turn: a barrier tells a stage's phase from the one
 // before, but not from the one two before, which the other warpgroup may not have seen yet.
@@ -31,38 +31,6 @@ __device__ __forceinline__ void begin_turn() {
 
 __device__ __forceinline__ void end_turn() {
     named_arrive(4 - static_cast<int>(threadIdx.x / 128 - 1), 256);
-}
-
-// The products of one tile, N columns wide; `iteration` counts the stages since the start.
-template <int N>
-__device__ __forceinline__ void multiply_tile(
-    Sums& sums, unsigned ring, Tail& tail, int iteration, int steps_k, int group_row, int lane) {
-    int previous = -1;
-    for (int k = 0; k < steps_k; ++k, ++iteration) {
-        const int stage = iteration % STAGES, phase = iteration / STAGES & 1;
-        barrier_wait(shared_address(&tail.full[stage]), phase);
-        const unsigned a = ring + stage * STAGE_BYTES + group_row * TILE_K;
-        const unsigned long long a_tile = tile_descriptor(a);
-        const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + A_BYTES);
-        wgmma_fence();
-#pragma unroll
-        for (int part = 0; part < TILE_K / 32; ++part) {
-#pragma unroll
-            for (int block = 0; block < BLOCKS; ++block) {
-                Int8Wgmma<N>::multiply(sums[block], a_tile + block * 512 + part * 2,
-                                       b_tile + part * 2, k > 0 || part > 0);
-            }
-        }
-        wgmma_commit();
-        if (previous >= 0) {
-            wgmma_wait<1>();
-            if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
-        }
-        previous = stage;
-    }
-    if (PINGPONG) end_turn();
-    wgmma_wait<0>();
-    if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[previous]), lane);
 }
 
 #if BLOCK_SCALES
@@ -85,14 +53,6 @@ __device__ __forceinline__ void multiply_tile_blocks(
 }
 #endif
 
-__device__ __forceinline__ void hold_residual(
-    uint4 (&held)[CHUNKS][EACH], int row, int column, Shape shape, const Epilogue& epilogue, int lane) {
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        load_residual(held[chunk], chunk, row, column, shape, epilogue, lane);
-    }
-}
-
 __device__ __forceinline__ void consume(
     unsigned ring, Tail& tail, Shape shape, const Epilogue& epilogue) {
     const int group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128, lane = thread % 32;
@@ -100,7 +60,6 @@ __device__ __forceinline__ void consume(
     const int steps_k = (shape.k + TILE_K - 1) / TILE_K;
     const int group_row = PINGPONG ? 0 : group * GROUP_ROWS;
     float2* columns = tail.columns[group];
-    unsigned char* staging = tail.staging[group * 4 + warp];
     int iteration = PINGPONG ? group * steps_k : 0;
     if (PINGPONG && group == 1) end_turn();  // the first turn is the other's
     for (Tiles tiles(shape, PINGPONG ? group : 0); !tiles.done();) {
@@ -108,35 +67,45 @@ __device__ __forceinline__ void consume(
         tiles.locate(rank, row, column);
         named_barrier(1 + group, 128);  // the last tile's columns have been read
         load_columns(columns, column, thread, shape, epilogue);
-        const int first_row = row + group_row + warp * 16;
-        uint4 held[CHUNKS][EACH];
+        int first_row = row + group_row + warp * 16;
+        Residual held;
+        Scales scales;
+        load_row_scales(scales, first_row, shape, epilogue, lane);
 #if BLOCK_SCALES
         float total[1][TILE_N / 2];
         multiply_tile_blocks(total[0], ring, tail, iteration, steps_k, group_row, lane,
                              BlockScales(epilogue.row_scale, first_row + lane / 4, shape.m));
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
 #else
-        Sums total;
+        Sums total;  // zeros, else the compiler keeps the last tile's beside what its epilogue makes of them
+#pragma unroll
+        for (int i = 0; i < BLOCKS * TILE_N / 2; ++i) total[i / (TILE_N / 2)][i % (TILE_N / 2)] = 0;
         if (HELD) hold_residual(held, first_row, column, shape, epilogue, lane);
         if (PINGPONG) begin_turn();
+        const auto release = [&](int stage) {
+            if (lane < CLUSTER) barrier_arrive(shared_address(&tail.empty[stage]), lane);
+        };
+        const auto finish = [] {
+            if (PINGPONG) end_turn();
+        };
         if (HAS_TAIL && tiles.is_tail) {
-            multiply_tile<TAIL_N>(total, ring, tail, iteration, steps_k, group_row, lane);
+            multiply_tile<TAIL_N>(total, ring, tail, iteration, steps_k, group_row, release, finish);
         } else {
-            multiply_tile<TILE_N>(total, ring, tail, iteration, steps_k, group_row, lane);
+            multiply_tile<TILE_N>(total, ring, tail, iteration, steps_k, group_row, release, finish);
         }
 #endif
         iteration += (PINGPONG ? 2 : 1) * steps_k;
         named_barrier(1 + group, 128);  // this tile's columns have been written
+        asm volatile("" : "+r"(first_row), "+r"(column));  // addresses need no registers before this
+#if CODES_OUT
 #pragma unroll
         for (int block = 0; block < BLOCKS; ++block) {
-#if CODES_OUT
-            store_codes(total[block], first_row + block * 64, column, shape, epilogue, columns,
-                        staging, lane);
-#else
-            store_rows(total[block], held, first_row + block * 64, column, shape, epilogue, columns,
-                       staging, lane);
-#endif
+            store_codes(total[block], scales[block], first_row + block * 64, column, shape, epilogue,
+                        columns, lane);
         }
+#else
+        store_rows(total, held, scales, first_row, column, shape, epilogue, columns, lane);
+#endif
         tiles.advance();
         if (PINGPONG) tiles.advance();
     }
@@ -151,7 +120,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
               const __half* residual,                   // (M, N) or null
               void* out,                                // (M, N) fp16, or int8 codes
               float* out_scales,                        // (N / 192, M) of the codes, or null
-              int m, int n, int k) {
+              int m, int n, int k, int out_stride) {
     extern __shared__ unsigned char shared[];
     const unsigned base = shared_address(shared), ring = (base + 1023) & ~1023u;
     Tail& tail = *reinterpret_cast<Tail*>(shared + (ring - base) + STAGES * STAGE_BYTES);
@@ -167,7 +136,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     cluster_sync();
     let_next_kernel_start();
     wait_for_previous_kernel();
-    const Shape shape{m, n, k};
+    const Shape shape{m, n, k, out_stride};
     if (threadIdx.x < 128) {
         registers_down<24>();
         if (threadIdx.x == 0) produce(ring, tail, &a_map, &b_map, shape);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "vision_heads.cuh"
 
 using namespace hopper;
 
@@ -16,23 +17,16 @@ constexpr int BLOCKS = GROUP_ROWS / 64;                     // wgmma row blocks 
 constexpr int A_BYTES = TILE_M * TILE_K;
 constexpr int B_BYTES = TILE_N * TILE_K;
 constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
-constexpr int COLUMNS =  // of an output tile that pass through a warp's staging at a time
-    CODES_OUT ? TILE_N : TILE_N % 64 == 0 ? 64 : TILE_N % 56 == 0 ? 56 : TILE_N % 48 == 0 ? 48 : TILE_N % 40 == 0 ? 40 : 16;
-constexpr int VECTORS = COLUMNS / 8;  // of 16 bytes, in a row of staging
-constexpr int STAGING_STRIDE = (VECTORS / 2 * 2 + (VECTORS % 2 ? 3 : 1)) * 16;  // odd: no conflicts
-constexpr int STAGING_BYTES = 16 * STAGING_STRIDE;
-constexpr int CONSUMER_WARPS = 8;
 constexpr int FREE_ARRIVALS = (PINGPONG ? 4 : 8) * CLUSTER;
-static_assert(TILE_N % COLUMNS == 0, "a tile is whole chunks of columns");
+static_assert(TILE_N % 16 == 0, "a tile is whole pairs of blocks of 8 columns");
 static_assert(B_BYTES % 1024 == 0 && TILE_M % CLUSTER_N == 0 && TILE_N % (8 * CLUSTER_M) == 0, "");
 
 struct Shape {
-    int m, n, k;
+    int m, n, k, out_stride;  // stride: elements from row to row of the output and the residual
 };
 
 // The part of shared memory behind the ring.
 struct Tail {
-    unsigned char staging[CONSUMER_WARPS][STAGING_BYTES];
     float2 columns[2][TILE_N];  // scale and bias of a tile's columns, per warpgroup
     unsigned long long full[STAGES];
     unsigned long long empty[STAGES];

@@ -82,6 +82,54 @@ class Apartment:
         return self.planner.distance_m(poses, np.zeros(len(poses), dtype=int))
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """One decision of a drive."""
+
+    action: int  # motion index
+    confidence: float
+    probabilities: tuple[float, ...]
+    latency_s: float
+    place: int  # row of the poses it was taken at
+    frame: bytes | None  # what the camera saw, where kept
+
+
+class _Drive:
+    """A driver in an apartment: what it is shown, what it chose, where it went."""
+
+    def __init__(self, apartment: Apartment, driver: Driver, side_px: int, blind: bool) -> None:
+        self._apartment, self._driver = apartment, driver
+        self._black = np.zeros((side_px, side_px, 3), np.uint8) if blind else None
+        self._newest = np.zeros((side_px, side_px, 3), np.uint8)
+        self.poses: list[np.ndarray] = []
+        self.choices: list[_Choice] = []
+        self.collisions: list[bool] = []
+
+    def arrive(self, poses: np.ndarray) -> None:
+        """At (N, 3) poses in turn; the driver sees a frame at each."""
+        self.poses.extend(poses)
+        time_s = UNIT_DURATION_S * (len(self.poses) - 1)
+        for frame, pose in zip(self._apartment.frames(poses), poses, strict=True):
+            self._newest = self._newest if frame is None else frame
+            self._driver.see(frame if self._black is None else self._black, pose, time_s)
+
+    def choose(self, keeps_frame: bool) -> int:
+        """The driver's next motion, timed."""
+        begin_s = time.perf_counter()
+        index, confidence = self._driver.choose()
+        latency_s = time.perf_counter() - begin_s
+        frame = small_picture(self._newest) if keeps_frame else None
+        place, probabilities = len(self.poses) - 1, self._driver.probabilities
+        self.choices.append(_Choice(index, confidence, probabilities, latency_s, place, frame))
+        return index
+
+    def move(self, motion_index: int) -> None:
+        """Does it, unit by unit, or as far as an obstacle lets it."""
+        poses, collided = self._apartment.drive(self.poses[-1], motion_index)
+        self.collisions.append(collided)
+        self.arrive(poses)
+
+
 def run_episode(
     episode: Episode,
     driver: Driver,
@@ -93,63 +141,50 @@ def run_episode(
 ) -> Rollout:
     """Drives until STOP or `max_decisions`; `instruction` replaces the episode's own."""
     instruction = instruction or episode.instruction
-    black = np.zeros((config.image_side_px, config.image_side_px, 3), np.uint8)
     with_camera = (driver.needs_camera or keeps_frames) and not blind
     with Apartment(episode, config, with_camera=with_camera) as apartment:
-        poses = [np.asarray(episode.start, dtype=np.float64)]
-        actions, confidences, latencies_s, collisions = [], [], [], []
-        places: list[int] = []
-        probabilities: list[tuple[float, ...]] = []
-        kept: list[bytes] = []
-        newest = black
-
-        def see(new_poses: np.ndarray) -> None:
-            nonlocal newest
-            for frame, pose in zip(apartment.frames(new_poses), new_poses, strict=True):
-                newest = newest if frame is None else frame
-                driver.see(black if blind else frame, pose, UNIT_DURATION_S * (len(poses) - 1))
-
+        drive = _Drive(apartment, driver, config.image_side_px, blind)
         driver.start(instruction, apartment.planner)
-        see(poses[0][None])
+        drive.arrive(np.asarray(episode.start, dtype=np.float64)[None])
         for _ in range(config.max_decisions):
-            begin_s = time.perf_counter()
-            index, confidence = driver.choose()
-            latencies_s.append(time.perf_counter() - begin_s)
-            actions.append(index)
-            confidences.append(confidence)
-            places.append(len(poses) - 1)
-            probabilities.append(driver.probabilities)
-            if keeps_frames:
-                kept.append(small_picture(newest))
+            index = drive.choose(keeps_frames)
             if index == motion.STOP:
                 break
-            unit_poses, collided = apartment.drive(poses[-1], index)
-            collisions.append(collided)
-            poses.extend(unit_poses)
-            see(unit_poses)
-        path = np.stack(poses)
-        metrics = episode_metrics(
-            seed=episode.seed,
-            path_m=path[:, :2],
-            goal_distances_m=apartment.goal_distances_m(path),
-            start_distance_m=episode.geodesic_m,
-            reference_m=resample(np.asarray(episode.path), config.reference_spacing_m),
-            stopped=actions[-1] == motion.STOP,
-            num_decisions=len(actions),
-            collided=collisions,
-            success_radius_m=config.success_radius_m,
-        )
+            drive.move(index)
+        distances_m = apartment.goal_distances_m(np.stack(drive.poses))
+    return _judged(episode, instruction, drive, distances_m, config)
+
+
+def _judged(
+    episode: Episode,
+    instruction: str,
+    drive: _Drive,
+    goal_distances_m: np.ndarray,
+    config: EvaluationConfig,
+) -> Rollout:
+    path, choices = np.stack(drive.poses), drive.choices
+    metrics = episode_metrics(
+        seed=episode.seed,
+        path_m=path[:, :2],
+        goal_distances_m=goal_distances_m,
+        start_distance_m=episode.geodesic_m,
+        reference_m=resample(np.asarray(episode.path), config.reference_spacing_m),
+        stopped=choices[-1].action == motion.STOP,
+        num_decisions=len(choices),
+        collided=drive.collisions,
+        success_radius_m=config.success_radius_m,
+    )
     return Rollout(
         episode=episode,
         instruction=instruction,
         metrics=metrics,
         poses=path,
-        actions=tuple(actions),
-        confidences=tuple(confidences),
-        latencies_s=tuple(latencies_s),
-        places=tuple(places),
-        probabilities=tuple(probabilities),
-        frames=tuple(kept),
+        actions=tuple(choice.action for choice in choices),
+        confidences=tuple(choice.confidence for choice in choices),
+        latencies_s=tuple(choice.latency_s for choice in choices),
+        places=tuple(choice.place for choice in choices),
+        probabilities=tuple(choice.probabilities for choice in choices),
+        frames=tuple(choice.frame for choice in choices if choice.frame is not None),
     )
 
 

@@ -28,13 +28,14 @@ from nvila_ros.evaluation.typed_goal import with_instruction
 from nvila_ros.evaluation.video import write_drive_video
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.prompt import clean_instruction
+from nvila_ros.nodes import demo_dashboard
 from nvila_ros.nodes.child_processes import ChildProcesses, PeakMemory
+from nvila_ros.nodes.demo_dashboard import DemoDashboard
 from nvila_ros.ros_environment import process_environment
 from nvila_ros.sim.episodes import Episode, episode_from_seed
 
 DEFAULT_SEED = 900_000  # apartments from here on are kept for evaluation
 START_TIMEOUT_S = 60.0  # of both processes, the model included
-DASHBOARD_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 3.0  # between cancel and standing still
 REST_TIMEOUT_S = 0.6  # after the end of the episode, to hear that the robot stands
 CAMERA_RATE_HZ = 10
@@ -51,7 +52,7 @@ class DemoSettings:
     model_path: Path
     output: Path
     timeout_s: float
-    dashboard: bool = False
+    dashboard: bool = True
 
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
@@ -77,9 +78,10 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
     log_folder = settings.output / "log"
     with ChildProcesses(os.environ, log_folder) as children, PeakMemory(children) as memory:
         _start_nodes(children, settings)
+        dashboard = DemoDashboard(children, console)
         if settings.dashboard:
-            _start_dashboard(children, console)
-        record = _drive(children, episode, config.num_video_frames, settings, console)
+            dashboard.start()
+        record = _drive(children, episode, config.num_video_frames, settings, console, dashboard)
     drive_s = time.monotonic() - begin_s
     metrics = judge(record, episode, EvaluationConfig())
     codec = write_drive_video(settings.output / "episode.mp4", record, episode, CAMERA_RATE_HZ)
@@ -150,24 +152,13 @@ def _start_nodes(children: ChildProcesses, settings: DemoSettings) -> None:
         children.start(name, ["-m", f"nvila_ros.nodes.{name}_node", "--ros-args", *arguments])
 
 
-def _start_dashboard(children: ChildProcesses, console: Console) -> None:
-    """Shows its address when it is there; the drive goes on without it."""
-    children.start("dashboard", ["-m", "nvila_ros.cli", "dashboard", "--port", "0"])
-    end_s = time.monotonic() + DASHBOARD_TIMEOUT_S
-    while time.monotonic() < end_s and "dashboard" not in children.ended():
-        time.sleep(0.1)
-        if "http://" in (line := children.last_lines("dashboard", 1)):
-            console.print(line)
-            return
-    console.print(f"no dashboard: see {children.log_path('dashboard')}")
-
-
 def _drive(
     children: ChildProcesses,
     episode: Episode,
     num_frames: int,
     settings: DemoSettings,
     console: Console,
+    dashboard: DemoDashboard,
 ) -> DriveRecord:
     """Says the instruction when all is ready and listens until the episode has ended."""
     import rclpy
@@ -193,6 +184,7 @@ def _drive(
             while not is_done() and time.monotonic() < end_s:
                 rclpy.spin_once(listener, timeout_sec=0.1)
                 _check_alive(children)
+                dashboard.look()
             return bool(is_done())
 
         if not spin_until(lambda: listener.ready or listener.finished, START_TIMEOUT_S):
@@ -216,7 +208,7 @@ def _drive(
 
 
 def _check_alive(children: ChildProcesses) -> None:
-    for name in set(children.ended()) - {"dashboard"}:
+    for name in set(children.ended()) - {demo_dashboard.NAME}:
         raise NvilaError(
             f"the {name} ended by itself; see {children.log_path(name)}:\n"
             f"{children.last_lines(name)}"

@@ -23,6 +23,7 @@ from std_srvs.srv import Trigger
 
 from nvila_ros import ros_images, ros_parameters
 from nvila_ros.errors import NvilaError
+from nvila_ros.nodes.simulated_frames import SimulatedFrames
 from nvila_ros.nodes.simulated_robot import (
     Motion,
     SimulatedRobot,
@@ -40,7 +41,7 @@ from nvila_ros.ros_main import (
 )
 from nvila_ros.safety import Velocity
 from nvila_ros.sim.episodes import episode_from_seed
-from nvila_ros.sim.world import LIDAR_RANGE_M, ROBOT_RADIUS_M
+from nvila_ros.sim.world import CAMERA_FORWARD_M, LIDAR_RANGE_M, ROBOT_RADIUS_M
 
 _NANOSECONDS = 1_000_000_000
 RANDOM_SEEDS = (900_000, 999_999)  # training never saw these
@@ -87,6 +88,8 @@ class SimulatorNode(SafeNode):
         self._scan_publisher = self.create_publisher(LaserScan, "scan", SENSOR_QOS)
         self._collision_publisher = self.create_publisher(Bool, "collision", COMMAND_QOS)
         self._episode_publisher = self.create_publisher(String, "~/episode", STATE_QOS)
+        camera_m = CAMERA_FORWARD_M, self.robot.world.appearance.camera_height_m
+        self._frames = SimulatedFrames(self, self.settings.frame_prefix, camera_m)
 
     def _tell_episode(self) -> None:
         episode = self.robot.episode
@@ -148,7 +151,9 @@ class SimulatorNode(SafeNode):
         stamp = Time(sec=self._time_ns // _NANOSECONDS, nanosec=self._time_ns % _NANOSECONDS)
         motion = self.robot.step(time.monotonic())
         self._clock_publisher.publish(Clock(clock=stamp))
-        self._odometry_publisher.publish(self._odometry(motion, stamp))
+        odometry = self._odometry(motion, stamp)
+        self._odometry_publisher.publish(odometry)
+        self._frames.publish(odometry)
         self._collision_publisher.publish(Bool(data=motion.collided))
         if self._num_steps % self._steps_per_scan == 0:
             self._scan_publisher.publish(self._scan(stamp))

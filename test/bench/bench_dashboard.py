@@ -85,34 +85,75 @@ def processor_s(process_id: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def difference_ms(without_s: list[float], with_s: list[float]) -> dict[str, Any]:
-    """Of the medians, with the middle 95 % of resampled ones."""
+def difference_ms(rounds: list[dict[str, list[float]]], block: str) -> dict[str, Any]:
+    """Of the medians, round by round, with the middle 95 % of what resampling makes of it.
+
+    Rounds are compared within themselves: other load on the machine comes and goes between them.
+    """
     rng = np.random.default_rng(0)
-    before, after = np.asarray(without_s), np.asarray(with_s)
-    resampled = [
-        np.median(rng.choice(after, len(after))) - np.median(rng.choice(before, len(before)))
-        for _ in range(NUM_RESAMPLES)
-    ]
-    low, high = np.percentile(resampled, (2.5, 97.5))
-    shift = float(np.median(after) - np.median(before))
-    return {"median": round(1e3 * shift, 2), "interval": [round(1e3 * v, 2) for v in (low, high)]}
+
+    def mean_shift_s(resampled: bool) -> float:
+        shifts = []
+        for latency_s in rounds:
+            pair = [np.asarray(latency_s[name]) for name in (block, "without")]
+            if resampled:
+                pair = [rng.choice(values, len(values)) for values in pair]
+            shifts.append(np.median(pair[0]) - np.median(pair[1]))
+        return float(np.mean(shifts))
+
+    low, high = np.percentile([mean_shift_s(True) for _ in range(NUM_RESAMPLES)], (2.5, 97.5))
+    return {
+        "median": round(1e3 * mean_shift_s(False), 2),
+        "interval": [round(1e3 * float(value), 2) for value in (low, high)],
+    }
 
 
-def run(num_rounds: int = 3, num_loads: int = 5, blocks: tuple[str, ...] = BLOCKS) -> Any:
-    """Blocks in turn, so that other load on the machine meets all of them alike."""
+class Costs:
+    """Processor time of some processes beside wall time."""
+
+    def __init__(self, **process_ids: int) -> None:
+        self._process_ids = process_ids
+        self._begin_s = time.monotonic()
+        self._used_s = {name: processor_s(one) for name, one in process_ids.items()}
+
+    def row(self) -> dict[str, float]:
+        """Share of one core that each took since the beginning."""
+        wall_s = time.monotonic() - self._begin_s
+        return {
+            name: round((processor_s(one) - self._used_s[name]) / wall_s, 4)
+            for name, one in self._process_ids.items()
+        }
+
+
+def navigator_id(drives: Drives) -> int:
+    """Of the process whose costs must not change."""
+    for process_id in drives.process_ids():
+        if "navigator_node" in Path(f"/proc/{process_id}/cmdline").read_text():
+            return process_id
+    raise RuntimeError("no navigator is running")
+
+
+def run(num_rounds: int = 4, num_loads: int = 5, blocks: tuple[str, ...] = BLOCKS) -> Any:
+    """Blocks in turn, every other round backwards, so that other load meets all of them alike."""
     load_before = os.getloadavg()[0]
-    latency_s: dict[str, list[float]] = {block: [] for block in blocks}
-    shares, loads_s = [], []
+    rounds: list[dict[str, list[float]]] = []
+    shares: dict[str, list[dict[str, float]]] = {block: [] for block in blocks}
+    loads_s: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Drives(Path(folder), (640, 480)) as drives:
 
-        def drive(block: str) -> None:
+        def drive(block: str, **process_ids: int) -> None:
             first = len(drives.heard.latency_s)
+            costs = Costs(navigator=navigator_id(drives), **process_ids)
             drives.drive()
-            latency_s[block] += drives.heard.latency_s[first:]
+            shares[block].append(costs.row())
+            rounds[-1][block] = drives.heard.latency_s[first:]
 
         for number in range(num_rounds):
-            drive("without")
-            for block in blocks[1:]:
+            rounds.append({})
+            for block in blocks if number % 2 == 0 else blocks[::-1]:
+                if block == "without":
+                    drive(block)
+                    continue
                 with dashboard() as (url, process_id), contextlib.ExitStack() as viewers:
                     if block == "with":
                         viewers.enter_context(process(str(HERE / "light_viewer.py"), url))
@@ -120,19 +161,20 @@ def run(num_rounds: int = 3, num_loads: int = 5, blocks: tuple[str, ...] = BLOCK
                         count = num_loads if number == 0 else 1
                         loads_s += viewers.enter_context(chromium(url, loads=count))
                     time.sleep(2.0)
-                    begin_s, used_s = time.monotonic(), processor_s(process_id)
-                    drive(block)
-                    used_s = processor_s(process_id) - used_s
-                    shares.append(used_s / (time.monotonic() - begin_s))
+                    drive(block, dashboard=process_id)
     return {
         "load_before": round(load_before, 2),
         "load_after": round(os.getloadavg()[0], 2),
         "num_cores": len(os.sched_getaffinity(0)),
-        "decision_ms": {block: percentiles_ms(values) for block, values in latency_s.items()},
-        "difference_ms": {
-            block: difference_ms(latency_s["without"], latency_s[block]) for block in blocks[1:]
+        "decision_ms": {
+            block: percentiles_ms([value for latency_s in rounds for value in latency_s[block]])
+            for block in blocks
         },
-        "dashboard_processor_share": [round(share, 3) for share in shares],
+        "difference_ms": {block: difference_ms(rounds, block) for block in blocks[1:]},
+        "processor_share": {
+            block: {name: [row[name] for row in rows] for name in rows[0]}
+            for block, rows in shares.items()
+        },
         "page_load_s": [round(value, 2) for value in loads_s],
         "results": drives.heard.results,
         "goals": {"difference": "its interval holds 0", "page_load_s": 2.0},
@@ -141,7 +183,7 @@ def run(num_rounds: int = 3, num_loads: int = 5, blocks: tuple[str, ...] = BLOCK
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--loads", type=int, default=5)
     parser.add_argument("--no-browser", action="store_true")
     given = parser.parse_args()

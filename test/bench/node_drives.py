@@ -12,6 +12,8 @@ from typing import Any
 
 import rclpy
 from geometry_msgs.msg import TwistStamped
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
@@ -67,7 +69,7 @@ class Drives:
         self._decision: tuple[float, float] | None = None  # (stamp, latency) not yet obeyed
         self._commanded_s = 0.0
         self._stands = True
-        self.instruction = ""
+        self.instruction, self.seed = "", -1
 
     def __enter__(self) -> Drives:
         self.children.__enter__()
@@ -84,6 +86,7 @@ class Drives:
         subscribe(String, "simulator/episode", self._on_episode, STATE_QOS)
         self._instructions = self.node.create_publisher(String, "instruction", EVENT_QOS)
         self._reset = self.node.create_client(Trigger, "simulator/reset")
+        self._simulator = self.node.create_client(SetParameters, "simulator/set_parameters")
         self.spin_until(lambda: self._is_ready(), START_TIMEOUT_S)
         return self
 
@@ -109,6 +112,18 @@ class Drives:
                 raise RuntimeError(f"{ended[0]} ended:\n{self.children.last_lines(ended[0])}")
             if time.monotonic() > end_s:
                 raise TimeoutError(f"not within {timeout_s} s; the navigator says {self.state}")
+
+    def move(self, seed: int) -> None:
+        """To the apartment of this seed; RuntimeError where it has no episode."""
+        if seed == self.seed:
+            return
+        parameter = Parameter("seed", value=seed).to_parameter_msg()
+        future = self._simulator.call_async(SetParameters.Request(parameters=[parameter]))
+        self.spin_until(future.done, 10.0)
+        told, self.seed = self.seed, -1
+        self.spin_until(lambda: self.seed >= 0, 60.0)
+        if self.seed != seed:
+            raise RuntimeError(f"the simulator stays in apartment {told}: {seed} has no episode")
 
     def drive(self, timeout_s: float = 180.0) -> str:
         """One episode from the start; its result."""
@@ -164,7 +179,8 @@ class Drives:
         self.state = json.loads(message.data)
 
     def _on_episode(self, message: String) -> None:
-        self.instruction = json.loads(message.data)["instruction"]
+        row = json.loads(message.data)
+        self.instruction, self.seed = row["instruction"], row["seed"]
 
 
 def _seconds(stamp: Any) -> float:

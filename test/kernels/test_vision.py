@@ -167,7 +167,9 @@ def test_the_gemm_and_its_epilogue(device, m, k, n, gelu, residual):
 
 
 @gpu
-@pytest.mark.parametrize("rows, width", [(1, 1152), (17, 1152), (1024, 4304), (3, 144), (5, 20)])
+@pytest.mark.parametrize(
+    "rows, width", [(1, 1152), (17, 1152), (4097, 1152), (1024, 4304), (3, 144), (5, 20)]
+)
 @pytest.mark.parametrize("kind", ["norm", "plain", "gelu"])
 def test_rows_are_quantized_as_the_twin_does(device, rows, width, kind):
     from nvila_ros.kernels import vision_rows
@@ -224,12 +226,10 @@ def test_the_encoder_is_its_twin_also_when_replayed_from_a_graph(device, size):
     encoder = vision.VisionEncoder(weights, max_frames=3)
     pixels = (torch.rand(3, 3, size["side_px"], size["side_px"], device=device) * 2 - 1).half()
     exact = tower(pixels.float())
-    for frames in (3, 1):  # of which the second may have other tiles and scales
+    for frames in (3, 2, 1):  # which may have other tiles, scales and orders of adding up
         twin = vision_reference.encode(weights, pixels[:frames], encoder.inner_block(frames))
         assert_as_near_as_the_twin(encoder.encode(pixels[:frames]), twin, exact[:frames])
     features = encoder.encode(pixels)
-    if encoder.inner_block(2) == encoder.inner_block(3):
-        assert relative_error(encoder.encode(pixels[1:]), features[1:]) < 1e-3
     still = pixels.clone()
     out = torch.empty_like(features)
     encoder.encode(still, out)

@@ -54,7 +54,7 @@ class FaultyWorld:
 
     def __init__(self, ros, start_node):
         self.ros = ros
-        self.image_fault = self.odometry_fault = self.scan_fault = None
+        self.image_fault = self.odometry_fault = self.scan_fault = self.wheel_fault = None
         self.last_image = self.last_odometry = None
         self.state, self.decisions, self.commands = {}, [], []
         self.insisted = None
@@ -102,7 +102,7 @@ class FaultyWorld:
         subscribe = self.node.create_subscription
         self._listeners = [
             subscribe(TwistStamped, "cmd_vel", self._on_command, COMMAND_QOS),
-            subscribe(TwistStamped, "wheels", self._wheels.publish, COMMAND_QOS),
+            subscribe(TwistStamped, "wheels", self._on_wheels, COMMAND_QOS),
         ]
 
     def stop_listening(self):
@@ -120,7 +120,7 @@ class FaultyWorld:
 
     def heal(self):
         """No fault from here on."""
-        self.image_fault = self.odometry_fault = self.scan_fault = None
+        self.image_fault = self.odometry_fault = self.scan_fault = self.wheel_fault = None
 
     def _on_image(self, message):
         self.last_image = message
@@ -141,6 +141,9 @@ class FaultyWorld:
 
     def _on_scan(self, message):
         self._relay(message, self.scan_fault, self._scans)
+
+    def _on_wheels(self, message):
+        self._relay(message, self.wheel_fault, self._wheels)
 
     @staticmethod
     def _relay(message, fault, publisher):

@@ -156,6 +156,41 @@ def test_odometry_jumps(world, turning):
     turning.goes_on(anew=True)
 
 
+def test_wheels_turn_for_nothing(world, turning):
+    """The robot gets a tenth of what its wheels were told, and odometry says so."""
+    turning.start(remaps={"cmd_vel": "wheels"}, max_failed_primitives=1)
+
+    def fault(message):
+        message.twist.angular.z *= 0.1
+        return message
+
+    def inject():
+        world.wheel_fault = fault
+
+    bound_s = STUCK_S + SENSOR_BOUND_S
+    turning.judge("wheels turn for nothing", bound_s, inject, "idle", "slip")
+    turning.goes_on(anew=True)
+
+
+def test_robot_slides_away(world, turning):
+    """It turns as told, but leaves its spot by 0.5 m/s."""
+    turning.start(max_failed_primitives=1)
+    begin_s = []
+
+    def fault(message):
+        begin_s.append(time.monotonic())
+        message.pose.pose.position.y += min(0.5 * (begin_s[-1] - begin_s[0]), 0.4)
+        return message
+
+    def inject():
+        world.odometry_fault = fault
+
+    # 15 cm are slip; a motion that begins meanwhile counts them anew.
+    bound_s = 0.15 / 0.5 + 0.25 + COMMAND_BOUND_S
+    turning.judge("robot slides away", bound_s, inject, "idle", "slip")
+    turning.goes_on(anew=True)
+
+
 def test_lidar_dies(world, turning):
     turning.start()
 

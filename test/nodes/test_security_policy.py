@@ -21,6 +21,8 @@ OPTIONAL = {
     ("subscribe", "/clock"),
     ("subscribe", "/parameter_events"),
     ("publish", "bond"),
+    ("publish", "/tf"),
+    ("publish", "/tf_static"),
     ("reply", "~/get_type_description"),
 }
 

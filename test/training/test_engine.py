@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 
 from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
+from nvila_ros.training.data.attention import SampleAttention
+from nvila_ros.training.distributed import _fsdp_plugin
+from nvila_ros.training.fp8 import PrecisionConfig
 from nvila_ros.training.stage_recipe import recipe_path
 from nvila_ros.training.train import RunOptions, run_stage
 
@@ -128,6 +131,37 @@ def test_a_rank_that_never_sees_a_picture_does_not_hang(launch, kind: str) -> No
     environment = KINDS[kind]
     run = launch("blind", 2, environment, text_rank=1, overrides=["schedule.steps=2"])
     assert run.codes == [0, 0], run.text
+
+
+@pytest.mark.slow
+def test_one_sharded_process_in_bfloat16_follows_one_in_float32(launch) -> None:
+    """Micro-batches before the last one reach gradients too, also past a layer that never runs."""
+    expected = launch("wide")
+    overrides = ["precision.compute=bfloat16", "engine.checkpoint_layers=true"]
+    found = launch("sharded", 1, KINDS["fsdp"], overrides=overrides)
+    assert found.codes == [0], found.text
+    assert dict(losses(found.log)) == pytest.approx(dict(losses(expected.log)), rel=1e-3)
+
+
+def test_bfloat16_reaches_attention(toy, tmp_path: Path, monkeypatch) -> None:
+    """Flash attention takes half precision alone, and queries, keys and values alike."""
+    seen = set()
+    attend = SampleAttention.__call__
+
+    def spied(self, *states):
+        seen.update(each.dtype for each in states)
+        return attend(self, *states)
+
+    monkeypatch.setattr(SampleAttention, "__call__", spied)
+    run_here(toy, tmp_path, overrides=["schedule.steps=1", "precision.compute=bfloat16"])
+    assert seen == {torch.bfloat16}
+
+
+def test_sharding_does_not_round_what_enters_the_learner() -> None:
+    """A token's weight in bfloat16 would be wrong by up to 0.4 %."""
+    policy = _fsdp_plugin(PrecisionConfig()).mixed_precision_policy
+    assert policy.param_dtype == torch.bfloat16
+    assert not policy.cast_forward_inputs
 
 
 def test_accumulation_equals_one_big_batch(toy, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -40,14 +41,14 @@ ROWS = (
 class Row:
     """A row's process; what it prints is read by a thread of its own."""
 
-    def __init__(self, name: str, log: Path | None) -> None:
+    def __init__(self, name: str, log: Path | None, options: list[str]) -> None:
         self.name = name
         self.result: dict[str, Any] = {"row": name, "error": "it printed no result"}
         self.is_ready = threading.Event()
         self.log = (log / f"{name}.log").open("w") if log else None
         script = "train_checks.py" if name == "checks" else "train_row.py"
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / script), name],
+            [sys.executable, str(HERE / script), name, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log or subprocess.DEVNULL,
@@ -122,33 +123,56 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Runs the rows and prints the tables."""
+def asked() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default=",".join(ROWS), help="rows, separated by commas")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--logs", type=Path, help="folder for what rows print")
     parser.add_argument("--compile-s", type=float, default=300.0, help="at most, for all rows")
     parser.add_argument("--row-s", type=float, default=120.0, help="at most, to measure one")
+    parser.add_argument("--eager", action="store_true", help="layers are not compiled")
+    parser.add_argument("--cache", type=Path, help="folder of what was compiled before")
+    parser.add_argument("--no-loader", action="store_true", help="no waiting for data is measured")
+    parser.add_argument(
+        "--overlap", action="store_true", help="measure a row while later ones still get ready"
+    )
     parser.add_argument("--tables", action="store_true", help="only print an earlier run's tables")
-    arguments = parser.parse_args()
-    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
-    if not arguments.tables:
-        if arguments.logs:
-            arguments.logs.mkdir(parents=True, exist_ok=True)
-        rows = [Row(name, arguments.logs) for name in arguments.only.split(",")]
-        deadline_s = time.monotonic() + arguments.compile_s
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace, content: dict[str, Any]) -> None:
+    """Starts all rows, measures one after another, keeps every result at once."""
+    if arguments.logs:
+        arguments.logs.mkdir(parents=True, exist_ok=True)
+    options = ["--eager"] if arguments.eager else []
+    options += ["--cache", str(arguments.cache)] if arguments.cache else []
+    options += ["--no-loader"] if arguments.no_loader else []
+    begin_s = time.monotonic()
+    rows = [Row(name, arguments.logs, options) for name in arguments.only.split(",")]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        for row in [] if arguments.overlap else rows:
+            row.is_ready.wait(max(0.0, begin_s + arguments.compile_s - time.monotonic()))
         for row in rows:
-            row.is_ready.wait(max(0.0, deadline_s - time.monotonic()))
-        print(
-            f"compiled after {time.monotonic() - deadline_s + arguments.compile_s:.1f} s",
-            flush=True,
-        )
-        for row in rows:
+            row.is_ready.wait(max(0.0, begin_s + arguments.compile_s - time.monotonic()))
+            print(f"{time.monotonic() - begin_s:.1f} s: {row.name}", flush=True)
             result = row.go(arguments.row_s)
-            content["rows"][row.name] = result | {"machine": machine()}
+            key = f"{row.name}_eager" if arguments.eager else row.name
+            content["rows"][key] = result | {"machine": machine()}
             print(json.dumps(result), flush=True)
             arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    finally:
+        for row in rows:
+            row.process.kill()  # nothing where it has ended
+
+
+def main() -> None:
+    """Runs the rows and prints the tables."""
+    arguments = asked()
+    content = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
+    if not arguments.tables:
+        run(arguments, content)
     print(tables(content["rows"]))
 
 

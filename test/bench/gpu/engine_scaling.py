@@ -20,13 +20,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     from nvila_ros.training.data.sample import Sample
 
 ROOT = Path(__file__).resolve().parents[3]
+PARTS = ("vision_tower", "mm_projector", "llm")
+BEGIN_S = time.perf_counter()
 NUM_SAMPLES = 64
 WARM_UP = 4  # steps that compile and fill caches
 
@@ -53,7 +58,8 @@ def noise_samples(side: int) -> tuple[Sample, ...]:
 
 def worker(options: argparse.Namespace) -> None:
     """One rank: steps of the engine into a folder's log."""
-    from nvila_ros.models.nvila import Nvila
+    from shapes import random_model
+
     from nvila_ros.training.data.loader import Loader
     from nvila_ros.training.data.stream import ListSource
     from nvila_ros.training.distributed import start_ranks
@@ -73,6 +79,7 @@ def worker(options: argparse.Namespace) -> None:
             f"batch.sequences={sequences}",
             f"precision.compute={options.compute}",
             f"engine.checkpoint_layers={str(options.recompute).lower()}",
+            f"engine.compile_layers={str(not options.eager and not options.cpu).lower()}",
         ],
     )
     family = load_family(RECIPES / options.family)
@@ -88,7 +95,10 @@ def worker(options: argparse.Namespace) -> None:
     )
     samples = noise_samples(network.vision.image_size)
     ranks = start_ranks(recipe, use_cpu=options.cpu)
-    model = Nvila.from_scratch(network)
+    say("joined")
+    # Drawn where that takes no time: a CPU draws a billion numbers in half a minute.
+    model = random_model(network, ranks.device, torch.float32, PARTS).to("cpu")
+    say("network")
     model.connect(tokenizer.media_ids, tokenizer.newline_ids)
     settings = dataclasses.replace(
         recipe.data.loader, num_workers=options.workers, window=NUM_SAMPLES, fixed_length=True
@@ -105,10 +115,18 @@ def worker(options: argparse.Namespace) -> None:
     )
     folder = Path(options.folder)
     engine = Engine(recipe, model, loader, ranks, folder)
+    say("engine")
     with Monitor(
         folder, "scaling", is_main=ranks.is_main, device=ranks.device, num_ranks=ranks.count
     ) as monitor:
-        engine.run(monitor, stop_after=options.steps)
+        for step in range(options.steps):
+            engine.run(monitor, stop_after=step + 1)
+            say(f"step {step + 1}")
+
+
+def say(what: str) -> None:
+    """A line on stderr, with the seconds since the process began."""
+    print(f"{time.perf_counter() - BEGIN_S:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def measure(count: int, arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
@@ -147,6 +165,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--workers", type=int, default=4, help="of the loader")
     parser.add_argument("--compute", default="bfloat16")
+    parser.add_argument("--eager", action="store_true", help="do not compile the layers")
     parser.add_argument("--recompute", action="store_true", help="checkpoint the layers")
     parser.add_argument("--kind", choices=("fsdp", "ddp"), default="fsdp")
     parser.add_argument("--cpu", action="store_true", help="a rehearsal, not a measurement")
@@ -162,6 +181,7 @@ def main() -> None:
         passed += [f"--{name}", str(getattr(options, name))]
     passed += ["--cpu"] if options.cpu else []
     passed += ["--recompute"] if options.recompute else []
+    passed += ["--eager"] if options.eager else []
     alone: float | None = None
     for count in options.gpus:
         found = measure(count, passed, environment)

@@ -45,6 +45,7 @@ class Case:
     checkpoints: tuple[bool, ...] = (False, True)  # activations kept, or made again
     max_samples: int | None = None  # None: as many as fit
     budget: float = 1.0  # share of activations that compiled layers keep
+    is_compiled: bool = True
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -72,7 +73,8 @@ def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
     tower.vision_model.encoder.layers[tower.num_layers_to_run :].requires_grad_(False)
     adapt(model, case.adapt)
     to_float8(model, case.precision)
-    compile_layers(model, budget=case.budget)
+    if case.is_compiled:
+        compile_layers(model, budget=case.budget)
     return model.train()
 
 

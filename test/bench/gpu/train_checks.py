@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from nvila_ros.training.fused_loss import IGNORED, LossConfig, linear_cross_entr
 
 DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cuda"))  # another one for rehearsals
 WORDS, WIDTH = 151_651, 3584  # of the 8B head
+IS_EAGER = "--eager" in sys.argv  # nothing is compiled: flex attention is then left out
 
 
 def relative(value: Tensor, expected: Tensor) -> float:
@@ -53,27 +55,23 @@ def losses() -> dict[str, Any]:
 
 
 def optimizer() -> dict[str, Any]:
-    """The kernel against its twin, and both against AdamW in float32."""
-    found = {}
+    """The kernel against its twin, and both against AdamW in float32.
+
+    Weights in bfloat16 are rounded at random: after five steps of 0.01 that alone is 0.29 of how
+    far they moved (numbers around one lie 2^-8 to 2^-7 apart). So what is asked there is that the
+    twin is as far from AdamW as AdamW rounded by other random numbers, and moves as far on average.
+    """
+    found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         start = torch.randn(1000, 1027, device=DEVICE).to(dtype)
-        moved = {}
-        for name in ("kernel", "twin", "adamw"):
-            weight = torch.nn.Parameter(start.clone() if name != "adamw" else start.float().clone())
-            kind = torch.optim.AdamW if name == "adamw" else fp8_adamw.Float8AdamW
-            optimizer = kind([weight], lr=1e-2, weight_decay=0.1)
-            original = fp8_adamw._kernel_for
-            if name == "twin":
-                fp8_adamw._kernel_for = lambda weight: None  # type: ignore[assignment]
-            for step in range(5):
-                torch.manual_seed(step)
-                weight.grad = torch.randn_like(weight) * 10.0 ** (step - 4)
-                optimizer.step()
-            fp8_adamw._kernel_for = original  # type: ignore[assignment]
-            moved[name] = weight.detach().float() - start.float()
-        errors = [relative(moved["kernel"], moved["twin"]), relative(moved["twin"], moved["adamw"])]
-        found[str(dtype)] = errors
-        assert errors[0] < 0.02 and errors[1] < 0.2, found
+        moved = {name: _moved(name, start) for name in ("kernel", "twin", "adamw", "rounded")}
+        goal = moved["adamw"]
+        noise = relative(moved["rounded"], goal) if dtype == torch.bfloat16 else 0.0
+        pace = float((moved["twin"] * goal).sum() / goal.square().sum())
+        errors = [relative(moved["kernel"], moved["twin"]), relative(moved["twin"], goal)]
+        found[str(dtype)] = [*errors, noise, pace]
+        assert errors[0] < 0.02 and errors[1] < 0.02 + 1.05 * noise, found
+        assert abs(pace - 1.0) < 0.01, found
     wide = torch.randn(18_944, WIDTH, device=DEVICE, dtype=torch.bfloat16)
     weight = torch.nn.Parameter(wide)
     weight.grad = torch.randn_like(weight)
@@ -81,6 +79,28 @@ def optimizer() -> dict[str, Any]:
     found["us_per_step_68m"] = 1e3 * milliseconds(optimizer.step)
     found["gb_per_s"] = weight.numel() * 10 / found["us_per_step_68m"] / 1e3
     return found
+
+
+def _moved(name: str, start: Tensor) -> Tensor:
+    """How far five steps of one way move a weight; every way has the same gradients."""
+    is_own = name in ("kernel", "twin")
+    weight = torch.nn.Parameter(start.clone() if is_own else start.float().clone())
+    kind = fp8_adamw.Float8AdamW if is_own else torch.optim.AdamW
+    optimizer = kind([weight], lr=1e-2, weight_decay=0.1)
+    original = fp8_adamw._kernel_for
+    if name == "twin":
+        fp8_adamw._kernel_for = lambda weight: None  # type: ignore[assignment]
+    for step in range(5):
+        torch.manual_seed(step)
+        gradient = torch.randn_like(start) * 10.0 ** (step - 4)
+        weight.grad = gradient.to(weight.dtype)
+        optimizer.step()
+        if name == "rounded":
+            bits = weight.data.view(torch.int32)
+            noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=DEVICE)
+            weight.data.copy_(((bits + noise) & -65536).view(torch.float32))
+    fp8_adamw._kernel_for = original  # type: ignore[assignment]
+    return weight.detach().float() - start.float()
 
 
 def attention() -> dict[str, Any]:
@@ -91,18 +111,16 @@ def attention() -> dict[str, Any]:
     inputs = [torch.randn(s, device=DEVICE, dtype=torch.bfloat16) for s in shapes]
     slope = torch.randn(shapes[0], device=DEVICE, dtype=torch.bfloat16)
     results = {}
-    for name, dtype in (
-        ("split", torch.float32),
-        ("varlen", torch.bfloat16),
-        ("flex", torch.bfloat16),
-    ):
+    ways = [("split", torch.float32), ("varlen", torch.bfloat16), ("flex", torch.bfloat16)]
+    for name, dtype in ways[:2] if IS_EAGER else ways:
         copies = [t.to(dtype).requires_grad_() for t in inputs]
         attend = SampleAttention(segments, DEVICE, name)  # type: ignore[arg-type]
         mixed = attend(*copies)
         results[name] = [mixed, *torch.autograd.grad(mixed, copies, slope.to(dtype))]
     found: dict[str, Any] = {
         name: [relative(a, b) for a, b in zip(results[name], results["split"], strict=True)]
-        for name in ("varlen", "flex")
+        for name in results
+        if name != "split"
     }
     found["grouped"] = grouped(inputs, slope, segments, results["split"])
     assert max(found["varlen"]) < 1e-2, found
@@ -131,7 +149,8 @@ def products() -> dict[str, Any]:
     gradients: dict[str, Tensor] = {}
     for compute in ("float32", "bfloat16", "float8_tensor", "float8_row"):
         torch.manual_seed(0)
-        case = Case(compute, precision=PrecisionConfig(compute=compute))  # type: ignore[arg-type]
+        precision = PrecisionConfig(compute=compute)  # type: ignore[arg-type]
+        case = Case(compute, precision=precision, is_compiled=not IS_EAGER)
         model = network(case, is_small=True, device=DEVICE)
         if compute == "float32":
             model.llm.float()
@@ -156,8 +175,9 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Each check stands alone; the result is the last line on stdout."""
-    result: dict[str, Any] = {"row": "checks"}
+    """Each check stands alone; each prints all results so far."""
+    result: dict[str, Any] = {"row": "checks", "is_compiled": not IS_EAGER}
+    begin_s = time.perf_counter()
     for check in (optimizer, losses, attention, products):
         try:
             result[check.__name__] = check()
@@ -165,9 +185,10 @@ def main() -> None:
             traceback.print_exc()
             result[check.__name__] = f"{type(error).__name__}: {error}"[:600]
         torch.cuda.empty_cache()
+        spent = f"{time.perf_counter() - begin_s:6.1f} s"
+        print(f"{spent}  {check.__name__}: {result[check.__name__]}", file=sys.stderr, flush=True)
+        print("RESULT " + json.dumps(result), flush=True)  # the last one counts
     print("READY", flush=True)
-    sys.stdin.readline()
-    print("RESULT " + json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,23 @@
 """One training row in a process of its own: compiles, says READY, waits for GO, measures, prints.
 
 Compiling needs processors, measuring needs the whole GPU: `bench_train.py` lets rows compile side
-by side and measures them one after another.
+by side and measures them one after another. What was compiled can be kept in a folder (`--cache`)
+and taken to another machine of the same kind; `--warm` fills it and measures nothing.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import gc
+import gzip
 import json
 import os
 import statistics
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +27,8 @@ from train_feed import waiting
 
 from nvila_ros.training.flops import peak_flops
 
-NUM_WARM_UP, NUM_STEPS = 1, 3
+BEGIN_S = time.perf_counter()
+NUM_WARM_UP, NUM_STEPS, NUM_SHORT_STEPS = 1, 3, 10
 RESERVE_BYTES = 3 << 30  # of the card: fragments, cuBLAS's and other processes' own
 MOST_SAMPLES = int(os.environ.get("BENCH_MOST_SAMPLES", "48"))  # steps of seconds say enough
 PROBES = (2, 4)  # samples of the steps that the bytes model is fitted to
@@ -30,17 +36,24 @@ PROBES = (2, 4)  # samples of the steps that the bytes model is fitted to
 
 def main() -> None:
     """`train_row.py NAME`; the result is the last line on stdout."""
-    case = cases()[sys.argv[1]]()
+    options = asked()
+    case = cases()[options.name]()
+    case = dataclasses.replace(case, is_compiled=not options.eager)
     device = torch.device(os.environ.get("BENCH_DEVICE", "cuda"))  # another one for rehearsals
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
-    result: dict[str, Any] = {"row": case.name}
-    begin_s = time.perf_counter()
+    result: dict[str, Any] = {"row": case.name, "is_compiled": case.is_compiled}
     try:
+        say("imported")
+        load_compiled(options.cache, case.name)
         compile_ahead(case, device)
-        result["compile_s"] = round(time.perf_counter() - begin_s, 1)
+        result["ready_s"] = round(time.perf_counter() - BEGIN_S, 1)
+        save_compiled(options.cache, case.name)
+        if options.warm:
+            return
         print("READY", flush=True)
-        sys.stdin.readline()
-        result |= measure(case, device)
+        if not sys.stdin.readline():
+            return  # whoever started it is gone
+        result |= measure(case, device, has_loader=options.loader)
     except Exception as error:
         result |= {"error": f"{type(error).__name__}: {error}"[:500]}
         traceback.print_exc()
@@ -48,22 +61,62 @@ def main() -> None:
     print("RESULT " + json.dumps(result), flush=True)
 
 
+def asked() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=[*cases()])
+    parser.add_argument("--eager", action="store_true", help="layers are not compiled")
+    parser.add_argument("--cache", type=Path, help="folder of what was compiled before")
+    parser.add_argument("--warm", action="store_true", help="compile, fill the folder, end")
+    parser.add_argument("--no-loader", dest="loader", action="store_false", help="no wait for data")
+    return parser.parse_args()
+
+
+def say(what: str) -> None:
+    """A line of the log, with the seconds since the process began."""
+    print(f"{time.perf_counter() - BEGIN_S:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+def load_compiled(folder: Path | None, name: str) -> None:
+    """Takes over what an earlier process compiled."""
+    path = folder / f"{name}.gz" if folder else None
+    if path is not None and path.exists():
+        torch.compiler.load_cache_artifacts(gzip.decompress(path.read_bytes()))
+        say(f"loaded {path.stat().st_size / 1e6:.1f} MB of compiled code")
+
+
+def save_compiled(folder: Path | None, name: str) -> None:
+    """Keeps what this process compiled."""
+    artifacts = torch.compiler.save_cache_artifacts() if folder else None
+    if folder is None or artifacts is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.gz"
+    aside.write_bytes(gzip.compress(artifacts[0], 6))
+    aside.replace(folder / f"{name}.gz")
+    say(f"kept {(folder / f'{name}.gz').stat().st_size / 1e6:.1f} MB of compiled code")
+
+
 def compile_ahead(case: Case, device: torch.device) -> None:
     """Two layers, two lengths, both ways of keeping activations: everything that is compiled."""
     model = network(case, is_small=True, device=device)
+    say("small network")
     for checkpoints in case.checkpoints:
         trainer = Trainer(case, model, checkpoints=checkpoints)
         for count in (2, 3):
             trainer.step(batch_of(case, trainer, count))
+            say(f"small step, {count} samples, checkpoints: {checkpoints}")
         trainer.close()
     del model, trainer
     forget()
 
 
-def measure(case: Case, device: torch.device) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, *, has_loader: bool) -> dict[str, Any]:
     """The whole network, each way of keeping activations at the largest batch that fits."""
     begin_s = time.perf_counter()
+    torch.manual_seed(0)  # rows of one network begin with the same weights
     model = network(case, is_small=False, device=device)
+    say("network")
     parameters = [p for p in model.parameters() if not p.is_meta]
     learning = [p for p in parameters if p.requires_grad]
     result: dict[str, Any] = {
@@ -82,12 +135,14 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         trainer = Trainer(case, model, checkpoints=checkpoints)
         try:
             run = {"checkpoints": checkpoints} | largest(case, trainer)
-            if case.has_tower and "samples" in run and not case.adapt.is_partial:
+            learns_all = case.has_tower and not case.adapt.is_partial
+            if has_loader and learns_all and "samples" in run:
                 run["loader"] = waiting(model.config, trainer.step, run["samples"])
         except Exception as error:
             traceback.print_exc()
             run = {"checkpoints": checkpoints, "error": f"{type(error).__name__}: {error}"[:300]}
         result["runs"].append(run)
+        say(json.dumps(run))
         trainer.close()
         del trainer
     result["gpu"] = torch.cuda.get_device_name()
@@ -140,7 +195,8 @@ def timed(case: Case, trainer: Trainer, count: int) -> dict[str, Any]:
     forget()
     times: list[float] = []
     losses: list[float] = []
-    for number in range(NUM_WARM_UP + NUM_STEPS):
+    steps = NUM_SHORT_STEPS if case.max_samples == 1 else NUM_STEPS
+    for number in range(NUM_WARM_UP + steps):
         torch.cuda.synchronize()
         begin_s = time.perf_counter()
         loss = trainer.step(batches[number % 2])
@@ -172,7 +228,8 @@ def timed(case: Case, trainer: Trainer, count: int) -> dict[str, Any]:
 def batch_of(case: Case, trainer: Trainer, count: int, seed: int = 0) -> Any:
     """Packed random decisions in page-locked memory."""
     config = trainer.model.config
-    return decisions(config, count, has_frames=case.has_tower, seed=seed).pin_memory()
+    batch = decisions(config, count, has_frames=case.has_tower, seed=seed)
+    return batch.pin_memory() if trainer.device.type == "cuda" else batch
 
 
 def forget() -> None:

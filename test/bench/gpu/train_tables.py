@@ -64,7 +64,7 @@ def utilisation(rows: dict[str, dict[str, Any]]) -> str:
         f"| {row['network']} | {kept(row, run)} | {run['samples']} | {run['peak_gb']:.1f} | "
         f"{run['step_ms']:.0f} | "
         f"{run['samples_per_s']:.2f} | {run['tokens_per_s']} | {run['tflop_per_s']:.0f} | "
-        f"{100 * run['mfu']:.1f} % | {100 * run['loader']['wait_share']:.2f} % |"
+        f"{100 * run['mfu']:.1f} % | {waited(run)} |"
         for row, run in runs
     ]
     return "\n".join(lines)
@@ -72,9 +72,17 @@ def utilisation(rows: dict[str, dict[str, Any]]) -> str:
 
 def kept(row: dict[str, Any], run: dict[str, Any]) -> str:
     """What happens to activations, in words."""
-    if run["checkpoints"]:
-        return "made again"
-    return "kept" if row.get("budget", 1.0) == 1.0 else f"{row['budget']:.0%} kept"
+    is_compiled = row.get("is_compiled", True)
+    text = (
+        "kept" if row.get("budget", 1.0) == 1.0 or not is_compiled else f"{row['budget']:.0%} kept"
+    )
+    text = "made again" if run["checkpoints"] else text
+    return text if is_compiled else f"{text}, not compiled"
+
+
+def waited(run: dict[str, Any]) -> str:
+    """The share of a step's time that went into waiting for data."""
+    return f"{100 * run['loader']['wait_share']:.2f} %" if "loader" in run else "not measured"
 
 
 def tuning(rows: dict[str, dict[str, Any]]) -> str:

@@ -136,6 +136,20 @@ def test_auto_says_what_it_cannot_use_and_goes_on(exported, tmp_path, caplog):
         load_engine(folder, vision_backend="onnxruntime")
 
 
+def test_auto_goes_on_without_a_backend_that_fails_when_it_is_tried(exported, tmp_path, cache):
+    onnx = pytest.importorskip("onnx")
+    folder = tmp_path / "changed"
+    shutil.copytree(exported, folder)
+    graph = folder / FOLDER / "vision_fp32.onnx"
+    stored = onnx.load(graph)
+    stored.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8  # one frame is tried
+    onnx.save(stored, graph)
+    policy = NavigationPolicy.load(folder)
+    (notice,) = policy.notices
+    assert "onnxruntime is not used: ONNX Runtime could not run" in notice and "8" in notice
+    assert not (cache / "vision_backend.json").exists(), "it may be repaired"
+
+
 def test_what_cannot_be_had_is_refused_with_what_to_do():
     with pytest.raises(ConfigError, match=r"'fast'; one of auto, kernels"):
         load_engine(NANO_FOLDER, vision_backend="fast")
@@ -218,6 +232,27 @@ def test_an_engine_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path, monkey
     with pytest.raises(ExportError, match="No space left"):
         write_engine(tmp_path / "vision.engine", describe(), b"engine bytes")
     assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_an_engine_larger_than_the_disk_takes_leaves_nothing(tmp_path, largest_file):
+    largest_file(10_000)
+    with pytest.raises(ExportError, match=r"cannot write .*: File too large; it needs 1 MB"):
+        write_engine(tmp_path / "vision.engine", describe(), bytes(1_000_000))
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_the_command_that_rebuilds_names_all_that_the_engine_was_built_with():
+    command = describe(float_layers="0.fc1,0.fc2", max_frames=16).command("robot/model")
+    words = command.split()[2:]
+    assert words[0] == "robot/model"
+    assert dict(zip(words[1::2], words[2::2], strict=True)) == {
+        "--part": "vision",
+        "--precision": "int8",
+        "--engine": "tensorrt-rtx",
+        "--gpu": "sm86,sm89",
+        "--float-layers": "0.fc1,0.fc2",
+        "--frames": "1,16",
+    }
 
 
 def test_the_decoder_is_a_checkpoint_that_transformers_reads(tmp_path):
