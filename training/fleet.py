@@ -155,12 +155,14 @@ class Fleet:
             looks = sides != 0
             costs[looks] = search_costs(sides[looks])
             aim = np.where(looks, sides * SEARCH_TURN_RAD, aim)
+        way = np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1)
+        sightings = self.teacher.sightings(robots, clause, self.num_frames[robots] - 1)
         labels = DecisionLabels(
             robots=robots,
             first_frame=self.num_sent[robots].copy(),
             last_frame=self.num_frames[robots] - 1,
             costs=costs,
-            targets=np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1).astype(np.float32),
+            targets=np.concatenate([way, sightings], 1).astype(np.float32),
             clause=clause,
             shown=shown,
             allowed=self._allowed(robots),
