@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,4 +34,4 @@ class DecisionLabels:
     clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
     shown: np.ndarray  # (n, 8) int64 frame indices that the decision shows, -1 for black
     allowed: np.ndarray  # (n, 10) bool actions that the restraint offers
-    views: list[View] = field(default_factory=list)
+    views: list[View]
