@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scale_units
 from scale_units import SMALL, UNITS, Squares, files_of
 
 from nvila_ros.config import EvaluationConfig
@@ -102,7 +103,8 @@ def test_a_unit_under_way_on_a_node_that_dies_is_done_again(
 ) -> None:
     import ray
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (sys.modules[__name__], scale_units):  # Ray's processes cannot import tests
+        ray.cloudpickle.register_pickle_by_value(module)
     notes = tmp_path / "notes"
     notes.mkdir()
     units = [Unit(f"u{number}", number) for number in range(14)]
