@@ -6,7 +6,7 @@ INSTRUCTION ?=
 DASHBOARD ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test train-smoke lint format docs bench bench-gpu bench-train bench-load clean
+.PHONY: setup demo-setup demo test train-smoke lint format docs bench bench-gpu bench-train bench-load clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,7 +23,11 @@ help:
 setup:
 	@$(PYTHON) tools/setup_env.py
 
-demo: setup
+# Only what the demo needs; a .venv that holds everything is left as it is.
+demo-setup:
+	@$(PYTHON) tools/setup_env.py --for demo
+
+demo: demo-setup
 	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(filter 0,$(DASHBOARD)),--no-dashboard)
 
 test: setup
