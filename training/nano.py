@@ -88,11 +88,12 @@ class NanoTrainer:
             print(f"ready after {self.ready_s - self.started_s:.1f} s", flush=True)
             self.collector.start()
             self._train()
+            self.save()  # before anything that may hang: these are the weights of the last rate
+            print("saved", flush=True)
         finally:
             self.collector.stop()
             pool.close()
         self.log(self.stage(), 1.0)
-        self.save()
 
     def prepare(self) -> None:
         """Compiles and records the step and the student on empty batches; no weight changes."""
