@@ -15,7 +15,7 @@ from nvila_ros.sim.instructions import unique_furniture
 from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.scene import CATEGORIES, COLOURS, Furniture
 
-MAX_SUGGESTIONS = 12
+MAX_SUGGESTIONS = 8
 
 
 def with_instruction(episode: Episode, instruction: str) -> tuple[Episode, bool]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from nvila_ros.actions import SENTENCE_OPENING
 from nvila_ros.config import EvaluationConfig
-from nvila_ros.errors import NvilaError, SystemLibraryError
+from nvila_ros.errors import NvilaError
 from nvila_ros.evaluation.drive_record import DriveRecord, HeardDecision, judge
 from nvila_ros.evaluation.typed_goal import goal_name, goal_notes, with_instruction
 from nvila_ros.models.config_files import load_config
@@ -24,7 +23,7 @@ from nvila_ros.nodes import demo_dashboard
 from nvila_ros.nodes.child_processes import ChildProcesses, PeakMemory
 from nvila_ros.nodes.demo_dashboard import DemoDashboard
 from nvila_ros.nodes.demo_result import FILES, FinishedDrive, result_line, write_result
-from nvila_ros.ros_environment import process_environment
+from nvila_ros.ros_environment import process_environment, require_rclpy
 from nvila_ros.sim.episodes import Episode, episode_from_seed
 
 DEFAULT_SEED = 900_000  # apartments from here on are kept for evaluation
@@ -50,7 +49,7 @@ class DemoSettings:
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Drives one episode and writes video, floor plan and result; returns the result."""
-    _require_ros()
+    require_rclpy()
     console = Console(highlight=False, soft_wrap=True)
     config = load_config(settings.model_path)
     episode, goal_source = _choose_episode(settings)
@@ -99,14 +98,6 @@ def _announce(console: Console, episode: Episode, goal_source: str, settings: De
             f"watch it in a browser: ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
             f"{Path(sys.executable).parent / 'nvila'} dashboard",
             markup=False,
-        )
-
-
-def _require_ros() -> None:
-    if importlib.util.find_spec("rclpy") is None:
-        raise SystemLibraryError(
-            "rclpy, ROS 2's Python library, was not found; run `make setup` for pip's wheels, "
-            "or source a ROS 2 installation: . /opt/ros/jazzy/setup.bash"
         )
 
 

@@ -71,7 +71,9 @@ def write_result(drive: FinishedDrive, folder: Path, image_rate_hz: int) -> dict
 def result_line(metrics: EpisodeMetrics, record: DriveRecord) -> str:
     """The outcome for a terminal and for the plan's head."""
     rate = latency_summary(record)["decisions_per_s"]
-    outcome = "Success" if metrics.success else f"No success ({record.result})"
+    # The navigator succeeds when the model says stop, wherever that is.
+    how = "it stopped elsewhere" if record.result == "SUCCEEDED" else record.result
+    outcome = "Success" if metrics.success else f"No success ({how})"
     speed = "" if rate is None else f", {rate:.1f} decisions per second"
     return (
         f"{outcome}: {metrics.navigation_error_m:.2f} m from the goal, SPL {metrics.spl:.2f}, "

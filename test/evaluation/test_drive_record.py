@@ -159,7 +159,7 @@ def test_a_name_inside_of_other_words_is_no_name(episode):
 def test_a_goal_that_was_not_named_is_told_with_what_can_be(text, reason, judge):
     lines = goal_notes_for(text)
     assert lines[0].startswith(reason) and f"; judged by {judge}" in lines[0]
-    assert len(lines) == 2 and ", ".join(lines).count(",") <= 14
+    assert len(lines) == 2 and ", ".join(lines).count(",") <= 10
     if "sofa" in text:
         assert lines[1].startswith("things here: pink sofa,")  # what is nearest to the wish first
 

@@ -4,10 +4,14 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from nvila_ros.evaluation.drive_record import DriveRecord
+from nvila_ros.evaluation.metrics import episode_metrics
 from nvila_ros.nodes.demo import DemoSettings, _announce, _choose_episode
+from nvila_ros.nodes.demo_result import result_line
 
 
 @pytest.fixture
@@ -50,3 +54,25 @@ def test_brackets_in_a_sentence_are_no_markup(announced):
     """'[/bold]' ended the demo with rich's traceback."""
     sentence, *_ = announced("Go [/bold] to the [red]white bookshelf.", seed=900_011)
     assert sentence == '"Go [/bold] to the [red]white bookshelf."'
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        ("SUCCEEDED", "No success (it stopped elsewhere): 3.00 m"),
+        ("LOST", "No success (LOST): 3.0"),
+    ],
+)
+def test_a_stop_elsewhere_is_not_called_succeeded(result, words):
+    """'No success (SUCCEEDED)' was the end of such a demo."""
+    metrics = episode_metrics(
+        seed=1,
+        path_m=np.array([[0.0, 0.0], [1.0, 0.0]]),
+        goal_distances_m=np.array([4.0, 3.0]),
+        start_distance_m=4.0,
+        reference_m=np.array([[0.0, 0.0], [4.0, 0.0]]),
+        stopped=True,
+        num_decisions=2,
+        collided=[False],
+    )
+    assert result_line(metrics, DriveRecord(result=result)).startswith(words)
