@@ -152,4 +152,4 @@ def test_without_nicegui_the_extra_is_named():
         "make_app(None, None, '', 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "SystemLibraryError" in done.stderr and "nvila_ros[dashboard]" in done.stderr
+    assert "SystemLibraryError" in done.stderr and ".[dashboard]" in done.stderr
