@@ -46,7 +46,10 @@ class BackendName(str, enum.Enum):
 @app.command()
 def quantize(
     model: Annotated[Path, typer.Argument(help="Float checkpoint folder.")],
-    out: Annotated[Path, typer.Option(help="New folder for the quantized checkpoint.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "--output", help="New folder for the quantized checkpoint."),
+    ],
     vision: Annotated[VisionScheme, typer.Option(help="The tower.")] = VisionScheme.w8a8,
     language: Annotated[LanguageScheme, typer.Option(help="The decoder.")] = LanguageScheme.w4a16,
     calibration: Annotated[
@@ -63,7 +66,7 @@ def quantize(
     feedback: Annotated[
         bool, typer.Option(help="Let columns make up for the rounding of those before them.")
     ] = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a checkpoint: SmoothQuant for the tower, AWQ for the decoder, calibrated on driving.
