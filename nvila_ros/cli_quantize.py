@@ -73,6 +73,7 @@ def quantize(
 
     Goes layer by layer, so that an 8B fits 24 GB of memory; a run that was stopped goes on.
     """
+    from nvila_ros.models.runtime_backend import usable_device
     from nvila_ros.training.quantize.run import QuantizeJob
 
     job = QuantizeJob(
@@ -84,7 +85,7 @@ def quantize(
         prompts_per_episode=prompts_per_episode,
         backend=backend.value,
         has_feedback=feedback,
-        device=device,
+        device=str(usable_device(device)),
     )
     report = _with_progress(job)
     if as_json:

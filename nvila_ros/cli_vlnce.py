@@ -82,8 +82,10 @@ def evaluate(
     summary = write_summary(episodes, output)
     if report is not None:
         from nvila_ros.evaluation.html_report_vlnce import write_vlnce_report
+        from nvila_ros.models.runtime_backend import usable_device
 
-        facts = {"title": f"{dataset.value} {split}", "model": str(model), "device": device}
+        place = str(usable_device(device))
+        facts = {"title": f"{dataset.value} {split}", "model": str(model), "device": place}
         sys.stderr.write(f"report: {write_vlnce_report(report, facts, episodes, output)}\n")
     print_json(_finite(summary))
 
