@@ -126,7 +126,7 @@ def driven(seed, settings, frames):
         labels = fleet.labels()
         for robot, costs in zip(labels.robots, labels.costs, strict=True):
             turns_rad[robot].append(TURN_RAD[costs.argmin()])
-        fleet.advance(None)
+        fleet.advance(labels, None)
     fleet.close()
     return turns_rad, fleet.success.all()
 
