@@ -36,7 +36,9 @@ SWITCH_INTERVAL_S = 5e-4  # between the trainer's thread and the collector's
 class NanoTrainer:
     """Owns the model and the replay: one thread steps, the collector's fills the replay."""
 
-    def __init__(self, recipe: NanoRecipe, model: Nvila, sequences: SequenceBuilder, out: Path):
+    def __init__(
+        self, recipe: NanoRecipe, model: Nvila, sequences: SequenceBuilder, out: Path
+    ) -> None:
         self.recipe, self.model, self.sequences, self.out = recipe, model, sequences, out
         self.device = model.device
         torch.manual_seed(recipe.seed)
