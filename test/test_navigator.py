@@ -184,9 +184,7 @@ def test_a_new_instruction_stops_first(bench):
 def test_a_second_instruction_that_is_refused_hears_which_one_runs(bench):
     robot = bench(*[FORWARD] * 5, preempt=False)
     robot.navigator.instruct("Go to the sofa.", robot.now_s)
-    with pytest.raises(
-        NvilaError, match=r"another instruction is running, 'Go to the sofa"
-    ):
+    with pytest.raises(NvilaError, match=r"another instruction is running, 'Go to the sofa"):
         robot.navigator.instruct("Go elsewhere.", robot.now_s)
     assert robot.status.episode == 1
 

@@ -74,8 +74,8 @@ def check_gpu(settings: DoctorSettings) -> Finding:
             "GPU",
             bad,
             f"driver {driver} answers, but this torch is built for the CPU",
-            f".venv/bin/pip install 'torch=={torch.__version__.partition('+')[0]}+cu130' --index-url "
-            "https://download.pytorch.org/whl/cu130",
+            f".venv/bin/pip install 'torch=={torch.__version__.partition('+')[0]}+cu130' "
+            "--index-url https://download.pytorch.org/whl/cu130",
         )
     return Finding(
         "GPU",

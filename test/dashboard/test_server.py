@@ -13,7 +13,7 @@ from concurrent.futures import Future
 
 import pytest
 
-pytest.importorskip("nicegui", reason="no NiceGUI here: pip install 'nvila_ros[dashboard]'")
+pytest.importorskip("nicegui", reason="no NiceGUI here: needs the extra 'dashboard'")
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
