@@ -94,6 +94,12 @@ class FaultyWorld:
         """No fault from here on."""
         self.image_fault = self.odometry_fault = self.scan_fault = self.wheel_fault = None
 
+    def wait_for_odometry(self, count=3):
+        """Some messages from now on: what healing changes must not fall into the next episode."""
+        for _ in range(count):
+            before = self.last_odometry
+            wait_for(lambda before=before: self.last_odometry is not before, "odometry")
+
     def _on_image(self, message):
         self.last_image = message
         self._relay(message, self.image_fault, self._images)
@@ -274,5 +280,6 @@ class Turning:
         self.world.heal()
         self.policy.next_answer = lambda: ACTIONS[6]
         if anew:
+            self.world.wait_for_odometry()
             self.world.instruct()
         self.world.wait_until_moving()
