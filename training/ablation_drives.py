@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from nvila_ros.errors import TrainingError
 from nvila_ros.models.vision import VisionTower
 from nvila_ros.training.ablation_arms import AblationRecipe
 from nvila_ros.training.ablation_corpus import Drive, DriveCollector, PatchCache
@@ -49,6 +50,7 @@ class SharedDrives:
         self.newer: list[Drive] = []
         self.views: list[ViewRecord] = []
         self.cache: PatchCache
+        self.is_closed = False
         self.pool = FleetPool(recipe.num_workers, self.settings, FIRST_SEED + recipe.seed)
 
     def _now(self) -> FleetSettings:
@@ -79,9 +81,15 @@ class SharedDrives:
 
         self.held_out = [d for d in collector.drives if is_held_out(d.record.apartment)]
         self.drives = [d for d in collector.drives if not is_held_out(d.record.apartment)]
-        if not self.held_out:  # of a toy
+        if not self.held_out and self.drives:  # of a toy
             self.held_out = [self.drives.pop()]
         self.views = [v for v in self.replay.views if not is_held_out(v.apartment)]
+        if not self.drives or not self.views:
+            raise TrainingError(
+                f"after {recipe.corpus_s:g} s there are {len(collector.drives)} drives, "
+                f"{len(self.drives)} of them to learn from with {len(self.views)} views; expected "
+                "some of each. Raise corpus_s"
+            )
         self.training.add([drive.record for drive in self.drives], self.views)
         vision = self.sequences.config.vision
         self.cache = PatchCache(self.ring, vision.grid_side**2, vision.hidden_size)
@@ -114,6 +122,7 @@ class SharedDrives:
         collector = self._fill(student, self.recipe.drives_s, most)
         held_out = self.recipe.held_out
         self.newer = [d for d in collector.drives if d.record.apartment % held_out]
+        self.close()  # memory and cores are worth having
         self.encode(self.newer, self.tower)
         return {
             "newer_frames": collector.num_frames,
@@ -122,6 +131,20 @@ class SharedDrives:
             "student_success": float(np.mean(collector.results[STUDENT] or [0])),
         }
 
+    def newer_of(self, kind: str) -> list[Drive]:
+        """As many newer episodes of either kind: 'own', or of the 'oracle'."""
+        drivers = {"own": STUDENT, "oracle": ORACLE}
+        parts = {k: [d for d in self.newer if d.driver == v] for k, v in drivers.items()}
+        count = min(len(part) for part in parts.values())
+        if not count:
+            raise TrainingError(
+                f"newer drives are {len(parts['own'])} of the model's own and "
+                f"{len(parts['oracle'])} of the oracle, expected some of each; raise drives_s"
+            )
+        return parts[kind][:count]
+
     def close(self) -> None:
-        """Ends the fleets' processes."""
-        self.pool.close()
+        """Ends the fleets' processes, once."""
+        if not self.is_closed:
+            self.is_closed = True
+            self.pool.close()

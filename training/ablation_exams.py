@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.ablation_examinee import MOST_UNITS, Asked, work
+from nvila_ros.training.ablation_files import load_arm
 from nvila_ros.training.objectives import AnswerTable
 from nvila_ros.training.replay import BLACK_SLOT, FrameRing, history_indices
 from nvila_ros.training.student import Student
@@ -97,15 +97,17 @@ class Exams:
             self.connections.append(ours)
             self.processes.append(process)
 
-    def wave(self, names: list[str], models: list[Nvila], shapes: list[NetworkShape], seeds) -> int:
-        """Examines some arms on all seeds; returns how many episodes each of them arrived in."""
+    def wave(
+        self, names: list[str], models: list[Nvila], shapes: list[NetworkShape], seeds
+    ) -> dict[str, int]:
+        """Examines some arms on all seeds; returns in how many episodes each arrived."""
         workers = range(len(self.connections))
         self.examiners = [
             Examiner(model, shape, len(workers), self.num_frames, self.device)
             for model, shape in zip(models, shapes, strict=True)
         ]
         self.sent = np.zeros((len(workers), len(names)), np.int64)
-        waiting, busy, arrived = list(seeds), set(), 0
+        waiting, busy, arrived = list(seeds), set(), dict.fromkeys(names, 0)
 
         def give(worker: int) -> None:
             busy.discard(worker)
@@ -130,7 +132,7 @@ class Exams:
                         asking.append((worker, message))
                         continue
                     for result in message:
-                        arrived += result.line["success"]
+                        arrived[names[result.arm]] += result.line["success"]
                         file.write(json.dumps({"arm": names[result.arm], **result.line}) + "\n")
                     file.flush()
                     give(worker)
@@ -171,19 +173,6 @@ class Exams:
             memory.unlink()
 
 
-def load_arm(folder: Path, tower: dict, device: torch.device) -> tuple[Nvila, NetworkShape]:
-    """A network that `Ablations` saved; `tower` is the frozen one's state."""
-    shape = NetworkShape(**json.loads((folder / "network.json").read_text()))
-    sequences = build_sequences(shape)
-    model = Nvila.from_scratch(sequences.config)
-    model.connect(sequences.tokenizer.media_ids, sequences.tokenizer.newline_ids)
-    found = load_file(folder / "weights.safetensors")
-    state = {f"vision_tower.{k}": v for k, v in tower.items()}
-    state |= {k.removeprefix("model."): v.float() for k, v in found.items()}
-    model.load_state_dict(state)
-    return model.to(device).eval(), shape
-
-
 def main() -> None:
     """Command line of the exams."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -193,7 +182,7 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=80, help="most of them in an episode")
     parser.add_argument("--until", type=float, default=720.0, help="seconds; no wave begins later")
     parser.add_argument("--released", default="models/nano", help="whose tower frozen arms have")
-    parser.add_argument("--examine-released", action="store_true", help="as an arm of its own")
+    parser.add_argument("--examine-released", action="store_true", help="in the first wave, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     began_s, device = time.monotonic(), torch.device(given.device)
@@ -208,15 +197,10 @@ def main() -> None:
     exams = Exams(given.run, given.workers, given.decisions, device)
     seen: set[str] = set()
     try:
-        if given.examine_released:
-            begin_s = time.monotonic()
-            model = released.to(device).eval()
-            arrived = exams.wave(["released"], [model], [NetworkShape()], seeds)
-            print(f"released: {arrived} arrived, {time.monotonic() - begin_s:.1f} s", flush=True)
         while time.monotonic() - began_s < given.until:
             is_over = '"done"' in log.read_text()
             folders = sorted((given.run / "arms").glob("*"), key=lambda p: p.stat().st_mtime)
-            new = [folder for folder in folders if folder.name not in seen][:MAX_ARMS]
+            new = [folder for folder in folders if folder.name not in seen][: MAX_ARMS - 1]
             if not new:
                 if is_over:
                     break
@@ -224,10 +208,15 @@ def main() -> None:
                 continue
             seen |= {folder.name for folder in new}
             begin_s, names = time.monotonic(), [folder.name for folder in new]
-            models, shapes = zip(*(load_arm(folder, tower, device) for folder in new), strict=True)
+            networks = [load_arm(folder, tower, device) for folder in new]
+            if given.examine_released and "released" not in seen:
+                seen.add("released")
+                names.append("released")
+                networks.append((released.to(device).eval(), NetworkShape()))
+            models, shapes = zip(*networks, strict=True)
             arrived = exams.wave(names, list(models), list(shapes), seeds)
             took_s = time.monotonic() - begin_s
-            print(f"{names}: {arrived} arrived in all, {took_s:.1f} s", flush=True)
+            print(f"arrived: {arrived}, {took_s:.1f} s", flush=True)
     finally:
         exams.close()
     print("exams are over", flush=True)

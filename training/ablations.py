@@ -11,13 +11,10 @@ from __future__ import annotations
 import gc
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nvila_ros.errors import TrainingError
@@ -25,11 +22,11 @@ from nvila_ros.models import weights
 from nvila_ros.training.ablation_arms import AblationRecipe, Arm
 from nvila_ros.training.ablation_corpus import (
     Decisions,
-    Drive,
     build_decisions,
     shuffled_rows,
 )
 from nvila_ros.training.ablation_drives import SharedDrives
+from nvila_ros.training.ablation_files import save_arm
 from nvila_ros.training.ablation_runners import Runner, Views
 from nvila_ros.training.ablation_scores import (
     answer_log_probability,
@@ -37,12 +34,11 @@ from nvila_ros.training.ablation_scores import (
     half_by_delta,
     held_out_scores,
 )
-from nvila_ros.training.fleet import ORACLE, STUDENT
 from nvila_ros.training.optimizer import make_optimizers, set_learning_rate, warmup_stable_decay
 from nvila_ros.training.vocabulary import build_sequences
 
 LOG_FILE = "ablations.jsonl"
-MARGIN = 1.35  # of the time that steps are thought to take: exams run beside them
+MARGIN = 1.25  # of the time that steps are thought to take: exams run beside them
 OVERHEAD_S = 4.0  # of an arm: resetting, scoring, saving
 SHAPE_S = 10.0  # of a new shape: compiling with a warm cache, recording
 LOG_LINES = 12  # per arm
@@ -113,7 +109,7 @@ class Ablations:
         if self.runner is None or self.shape != shape:
             self.runner, self.shape = None, shape
             gc.collect()
-            torch._dynamo.reset()  # lets go of the last shape's network
+            torch.compiler.reset()  # lets go of the last shape's network
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             begin_s = self.seconds()
@@ -181,7 +177,7 @@ class Ablations:
         state = runner.state()
         if any(other.goes_on == arm.name for other in self.recipe.arms):
             self.states[arm.name] = state
-        self._save(arm, state)
+        save_arm(self.out, arm, state)
         self.log(arm=arm.name, steps=num_steps, train_s=trained_s, **self._score(arm, runner))
 
     def _order(self, arm: Arm, runner: Runner) -> tuple[Decisions, Tensor]:
@@ -201,25 +197,13 @@ class Ablations:
         total = self._number(arm) * recipe.num_decisions
         if arm.drives == "none":
             return decisions, torch.from_numpy(shuffled_rows(rng, rows, total)).to(self.device)
-        newer = self._newer(arm)
+        newer = self.drives.newer_of(arm.drives)
         joined = build_decisions(drives + newer, self.sequences, runner.sequences, self.drives.ring)
         fresh = np.arange(len(decisions), len(joined))
         self.log(arm=arm.name, newer_episodes=len(newer), newer_decisions=len(fresh))
         half = -(-total // 2)
         pairs = np.stack([shuffled_rows(rng, rows, half), shuffled_rows(rng, fresh, half)], 1)
         return joined, torch.from_numpy(pairs.ravel()[:total]).to(self.device)
-
-    def _newer(self, arm: Arm) -> list[Drive]:
-        """As many newer episodes for the arm with its own drives as for the one with others'."""
-        wanted = {"own": STUDENT, "oracle": ORACLE}
-        parts = {k: [d for d in self.drives.newer if d.driver == v] for k, v in wanted.items()}
-        count = min(len(part) for part in parts.values())
-        if not count:
-            raise TrainingError(
-                f"arm {arm.name}: newer drives are {len(parts['own'])} of its own and "
-                f"{len(parts['oracle'])} of the oracle, expected some of each; raise drives_s"
-            )
-        return parts[arm.drives][:count]
 
     def _kept(self, runner: Runner, keep: str) -> np.ndarray:
         """(N,) bool: half of all decisions, drawn at random or those of the largest Delta."""
@@ -317,13 +301,3 @@ class Ablations:
         np.savez_compressed(temporary, **held)
         temporary.replace(self.out / "held_out.npz")
         return held_out_scores(costs, scores)
-
-    def _save(self, arm: Arm, state: dict[str, Tensor]) -> None:
-        """Float16 weights that learned, and what the network is, appearing at once."""
-        folder, temporary = self.out / "arms" / arm.name, self.out / f".{arm.name}"
-        temporary.mkdir(parents=True, exist_ok=True)
-        folder.parent.mkdir(exist_ok=True)
-        half = {k: v.half().cpu().contiguous() for k, v in state.items() if k[:6] == "model."}
-        save_file(half, temporary / "weights.safetensors")
-        (temporary / "network.json").write_text(json.dumps(asdict(arm.network)))
-        temporary.rename(folder)

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch._dynamo
 
 from nvila_ros.training.ablation_arms import AblationRecipe, load_ablations
 from nvila_ros.training.ablation_corpus import PatchCache
@@ -29,7 +28,7 @@ def warm(recipe: AblationRecipe, device: torch.device, names: list[str]) -> None
         arm = recipe.arm(name)
         Runner(recipe, arm, build_sequences(arm.network), ring, cache, Replay(ring)).prepare()
         gc.collect()
-        torch._dynamo.reset()
+        torch.compiler.reset()
         print(f"warm: {name} {time.monotonic() - begin_s:.1f} s", flush=True)
 
 
@@ -42,7 +41,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.automatic_dynamic_shapes = False  # a shape each, as they were warmed
+    from torch._dynamo import config  # here: the fleets' processes import this module too
+
+    config.automatic_dynamic_shapes = False  # a shape each, as they were warmed
     recipe, device = load_ablations(arguments.recipe), torch.device(arguments.device)
     if arguments.warm:
         warm(recipe, device, arguments.warm)

@@ -171,7 +171,8 @@ def test_an_exam_is_the_episode_that_simulate_drives():
 def test_toy_arms_train_and_are_examined(tmp_path):
     from dataclasses import replace
 
-    from nvila_ros.training.ablation_exams import Exams, load_arm
+    from nvila_ros.training.ablation_exams import Exams
+    from nvila_ros.training.ablation_files import load_arm
     from nvila_ros.training.ablations import Ablations
 
     recipe = load_ablations(RECIPES / "toy.yaml")
