@@ -199,8 +199,14 @@ __device__ __forceinline__ void store_rows(
     int column, Shape shape, const Epilogue& epilogue, const float2* columns, int lane) {
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
-        const Columns pairs(columns, group, lane);
         const Vectors vectors(row, column, group, shape, lane);
+        uint4 added[2 * BLOCKS];
+#pragma unroll
+        for (int i = 0; i < 2 * BLOCKS; ++i) {
+            if (RESIDUAL && HELD) added[i] = held[group][i];
+            else if (RESIDUAL) added[i] = load_residual(vectors, i / 2 * 64 + i % 2 * 8, shape, epilogue);
+        }
+        const Columns pairs(columns, group, lane);
 #pragma unroll
         for (int i = 0; i < 2 * BLOCKS; ++i) {
             const int block = i / 2, half = i % 2, further = block * 64 + half * 8;
@@ -213,9 +219,7 @@ __device__ __forceinline__ void store_rows(
             }
             transpose(words, lane);
             uint4 packed = make_uint4(words[0], words[1], words[2], words[3]);
-            if (RESIDUAL) {
-                packed = add_halves(packed, HELD ? held[group][half] : load_residual(vectors, further, shape, epilogue));
-            }
+            if (RESIDUAL) packed = add_halves(packed, added[i]);
             store_if(further < vectors.rows,
                      static_cast<__half*>(epilogue.out) + vectors.at(further, shape), packed);
         }
