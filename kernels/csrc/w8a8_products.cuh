@@ -24,11 +24,11 @@ __device__ __forceinline__ void multiply_tile(
         const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + B_OFFSET);
         wgmma_fence();
 #pragma unroll
-        for (int part = 0; part < TILE_K / 32; ++part) {
+        for (int step = 0; step < TILE_K / 32; ++step) {
 #pragma unroll
             for (int block = 0; block < BLOCKS; ++block) {
-                Int8Wgmma<TILE_N>::multiply(sums[block], a_tile + block * 512 + part * 2,
-                                       b_tile + part * 2, k > 0 || part > 0);
+                Int8Wgmma<TILE_N>::multiply(sums[block], a_tile + block * 512 + step * 2,
+                                             b_tile + step * 2, k > 0 || step > 0);
             }
         }
         wgmma_commit();
