@@ -37,7 +37,6 @@ class Tiling:
     cluster_m: int = 1
     cluster_n: int = 1
     pingpong: bool = False
-    resident: int = 0  # steps of K, where a tile's rows of codes stay in shared memory; 0: they don't
 
     @property
     def cluster(self) -> int:
@@ -47,10 +46,8 @@ class Tiling:
     @property
     def shared_bytes(self) -> int:
         """The ring, what lies behind it, and room to align."""
-        codes, weight = self.tile_m * TILE_K, self.tile_n * TILE_K
-        rows = self.resident * codes + self.stages * (weight + (0 if self.resident else codes))
-        barriers = 8 * (2 * self.stages + self.resident + 2)
-        return rows + 2 * self.tile_n * 8 + barriers + 1024
+        ring = self.stages * (self.tile_m + self.tile_n) * TILE_K
+        return ring + 2 * self.tile_n * 8 + 2 * self.stages * 8 + 1024
 
     def num_tiles(self, m: int, n: int) -> int:
         """Tiles of whole clusters that cover (m, n)."""
@@ -61,7 +58,6 @@ class Tiling:
         return {
             "TILE_M": self.tile_m,
             "TILE_N": self.tile_n,
-            "RESIDENT": self.resident,
             "STAGES": self.stages,
             "CLUSTER_M": self.cluster_m,
             "CLUSTER_N": self.cluster_n,
@@ -106,7 +102,6 @@ class HopperGemm:
         self.m, self.k = codes.shape
         self.n = weight.shape[0]
         assert self.k % 16 == 0 and self.n % 8 == 0, (self.m, self.n, self.k)
-        assert tiling.resident in (0, -(-self.k // TILE_K)), (self.k, tiling)
         self.tiling = tiling
         self.epilogue = epilogue
         defines = {**tiling.defines(epilogue), **(extra_defines or {})}

@@ -12,9 +12,8 @@
 // CODES_OUT: the output is quantized again, with one scale per row and tile of 192 columns;
 // BLOCK_SCALES: the codes come with such scales, and sums are scaled block by block.
 //
-// Defines: TILE_M, TILE_N, RESIDENT (steps of K), STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU, RESIDUAL,
-// CODES_OUT, BLOCK_SCALES, TOKENS (of a frame, where the output is q|k|v for attention, head by head as in
-// vision_heads.cuh; 0: rows).
+// Defines: TILE_M, TILE_N, STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU, RESIDUAL, CODES_OUT, BLOCK_SCALES,
+// TOKENS (of a frame, where the output is q|k|v for attention, head by head as in vision_heads.cuh; 0: rows).
 #include "w8a8_blocks.cuh"
 #include "w8a8_epilogue.cuh"
 #include "w8a8_products.cuh"
@@ -34,7 +33,7 @@ __device__ __forceinline__ void end_turn() {
 }
 
 #if BLOCK_SCALES
-static_assert(!PINGPONG && BLOCKS == 1 && !RESIDENT, "two warpgroups share tiles of 128 rows");
+static_assert(!PINGPONG && BLOCKS == 1, "two warpgroups share tiles of 128 rows");
 
 __device__ __forceinline__ void multiply_tile_blocks(
     float (&total)[TILE_N / 2], unsigned ring, Tail& tail, int iteration, int steps_k, int group_row,
@@ -60,23 +59,9 @@ __device__ __forceinline__ void consume(
     const int steps_k = (shape.k + TILE_K - 1) / TILE_K;
     const int group_row = PINGPONG ? 0 : group * GROUP_ROWS;
     float2* columns = tail.columns[group];
-    int part = 0;
-    // Both warpgroups pass every part, also those without a tile for one of them.
-    const auto advance = [&](Tiles& tiles) {
-        if (RESIDENT && tiles.is_last()) {
-            for (int k = 0; k < RESIDENT; ++k) {
-                barrier_wait(shared_address(&tail.rows_full[k]), part & 1);
-            }
-            ++part;
-            if (lane == 0) barrier_arrive(shared_address(&tail.rows_empty));
-        }
-        tiles.advance();
-    };
     int iteration = PINGPONG ? group * steps_k : 0;
     if (PINGPONG && group == 1) end_turn();  // the first turn is the other's
-    Tiles tiles(shape);
-    if (PINGPONG && group == 1 && !tiles.done()) advance(tiles);
-    while (!tiles.done()) {
+    for (Tiles tiles(shape, PINGPONG ? group : 0); !tiles.done();) {
         int row, column;
         tiles.locate(rank, row, column);
         named_barrier(1 + group, 128);  // the last tile's columns have been read
@@ -102,7 +87,7 @@ __device__ __forceinline__ void consume(
         const auto finish = [] {
             if (PINGPONG) end_turn();
         };
-        multiply_tile(total, ring, tail, iteration, part, steps_k, group_row, release, finish);
+        multiply_tile(total, ring, tail, iteration, steps_k, group_row, release, finish);
 #endif
         iteration += (PINGPONG ? 2 : 1) * steps_k;
         named_barrier(1 + group, 128);  // this tile's columns have been written
@@ -116,8 +101,8 @@ __device__ __forceinline__ void consume(
 #else
         store_rows(total, held, scales, first_row, column, shape, epilogue, columns, lane);
 #endif
-        advance(tiles);
-        if (PINGPONG && !tiles.done()) advance(tiles);
+        tiles.advance();
+        if (PINGPONG) tiles.advance();
     }
 }
 
@@ -133,8 +118,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
               int m, int n, int k, int out_stride) {
     extern __shared__ unsigned char shared[];
     const unsigned base = shared_address(shared), ring = (base + 1023) & ~1023u;
-    Tail& tail =
-        *reinterpret_cast<Tail*>(shared + (ring - base) + RESIDENT_BYTES + STAGES * STAGE_BYTES);
+    Tail& tail = *reinterpret_cast<Tail*>(shared + (ring - base) + STAGES * STAGE_BYTES);
     if (threadIdx.x == 0) {
         prefetch_map(&a_map);
         prefetch_map(&b_map);
@@ -142,8 +126,6 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
             barrier_init(shared_address(&tail.full[stage]), 1);
             barrier_init(shared_address(&tail.empty[stage]), FREE_ARRIVALS);
         }
-        for (int k = 0; k < RESIDENT; ++k) barrier_init(shared_address(&tail.rows_full[k]), 1);
-        if (RESIDENT) barrier_init(shared_address(&tail.rows_empty), 8);  // warps that multiply
         barrier_init_fence();
     }
     cluster_sync();

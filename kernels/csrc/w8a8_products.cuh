@@ -7,21 +7,19 @@
 
 using Sums = int[BLOCKS][TILE_N / 2];
 
-// Products over steps_k stages; `iteration` counts the stages since the start, `part` the parts of rows of
-// tiles. release(stage): it has been read; finish(): every product has been asked for.
+// Products over steps_k stages; `iteration` counts the stages since the start.
+// release(stage): it has been read; finish(): every product has been asked for.
 template <typename Release, typename Finish>
 __device__ __forceinline__ void multiply_tile(
-    Sums& sums, unsigned resident, Tail& tail, int iteration, int part, int steps_k, int group_row,
-    Release release, Finish finish) {
-    const unsigned ring = resident + RESIDENT_BYTES;
+    Sums& sums, unsigned ring, Tail& tail, int iteration, int steps_k, int group_row, Release release,
+    Finish finish) {
     int previous = -1;
     for (int k = 0; k < steps_k; ++k, ++iteration) {
         const int stage = iteration % STAGES, phase = iteration / STAGES & 1;
         barrier_wait(shared_address(&tail.full[stage]), phase);
-        if (RESIDENT) barrier_wait(shared_address(&tail.rows_full[k]), part & 1);
-        const unsigned a = RESIDENT ? resident + k * A_BYTES : ring + stage * STAGE_BYTES;
+        const unsigned a = ring + stage * STAGE_BYTES;
         const unsigned long long a_tile = tile_descriptor(a + group_row * TILE_K);
-        const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + B_OFFSET);
+        const unsigned long long b_tile = tile_descriptor(a + A_BYTES);
         wgmma_fence();
 #pragma unroll
         for (int step = 0; step < TILE_K / 32; ++step) {

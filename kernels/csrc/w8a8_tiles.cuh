@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the int8 GEMM for Hopper cuts its output, and the producer that loads what a tile needs.
-//
-// RESIDENT: steps of K, where shared memory holds all of a tile's rows of A: a cluster then takes tiles side
-// by side, and only tiles of B go through the ring. 0: tiles of both do.
 #pragma once
 
 #include "hopper.cuh"
@@ -16,9 +13,7 @@ constexpr int GROUP_ROWS = PINGPONG ? TILE_M : TILE_M / 2;  // rows of a tile th
 constexpr int BLOCKS = GROUP_ROWS / 64;                     // wgmma row blocks of a warpgroup
 constexpr int A_BYTES = TILE_M * TILE_K;
 constexpr int B_BYTES = TILE_N * TILE_K;
-constexpr int RESIDENT_BYTES = RESIDENT * A_BYTES;
-constexpr int STAGE_BYTES = (RESIDENT ? 0 : A_BYTES) + B_BYTES;
-constexpr int B_OFFSET = RESIDENT ? 0 : A_BYTES;  // in a stage
+constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
 constexpr int FREE_ARRIVALS = (PINGPONG ? 4 : 8) * CLUSTER;
 static_assert(TILE_N % 16 == 0, "a tile is whole pairs of blocks of 8 columns");
 static_assert(B_BYTES % 1024 == 0 && TILE_M % CLUSTER_N == 0 && TILE_N % (8 * CLUSTER_M) == 0, "");
@@ -32,48 +27,29 @@ struct Tail {
     float2 columns[2][TILE_N];  // scale and bias of a tile's columns, per warpgroup
     unsigned long long full[STAGES];
     unsigned long long empty[STAGES];
-    unsigned long long rows_full[RESIDENT + 1];  // steps of the resident rows of A
-    unsigned long long rows_empty;
 };
-static_assert(!RESIDENT || CLUSTER_N == 1, "rows of A are not shared");
 
-// The tiles of one block, in turn. A cluster takes every so many-th part of a row of tiles: parts are single
-// tiles, or where rows of A are resident, as long as gives every cluster one.
+// The tiles of one block, in turn.
 struct Tiles {
-    Shape shape;
-    int across, parts, all, part, tile, end;
+    int across, all, next;
 
-    __device__ __forceinline__ explicit Tiles(Shape shape) : shape(shape) {
+    __device__ __forceinline__ Tiles(Shape shape, int skip) {
         const int down = (shape.m + TILE_M * CLUSTER_M - 1) / (TILE_M * CLUSTER_M);
         across = (shape.n + TILE_N * CLUSTER_N - 1) / (TILE_N * CLUSTER_N);
-        parts = RESIDENT ? max(1, min(across, clusters() / down)) : across;
-        all = down * parts;
-        part = blockIdx.x / CLUSTER;
-        enter();
+        all = down * across;
+        next = blockIdx.x / CLUSTER;
+        if (skip) advance();
     }
 
-    __device__ __forceinline__ int clusters() const { return gridDim.x / CLUSTER; }
+    __device__ __forceinline__ bool done() const { return next >= all; }
 
-    __device__ __forceinline__ bool done() const { return part >= all; }
-
-    __device__ __forceinline__ void enter() {
-        const int index = part % parts;
-        tile = across * index / parts;
-        end = across * (index + 1) / parts;
-    }
-
-    __device__ __forceinline__ bool is_last() const { return tile + 1 == end; }  // of its part
-
-    __device__ __forceinline__ void advance() {
-        if (++tile < end) return;
-        part += clusters();
-        enter();
-    }
+    __device__ __forceinline__ void advance() { next += gridDim.x / CLUSTER; }
 
     // First row and first column of this block's tile.
     __device__ __forceinline__ void locate(int rank, int& row, int& column) const {
-        row = (part / parts * CLUSTER_M + rank / CLUSTER_N) * TILE_M;
-        column = (tile * CLUSTER_N + rank % CLUSTER_N) * TILE_N;
+        const int tile_m = next / across, tile_n = next - tile_m * across;
+        row = (tile_m * CLUSTER_M + rank / CLUSTER_N) * TILE_M;
+        column = (tile_n * CLUSTER_N + rank % CLUSTER_N) * TILE_N;
     }
 };
 
@@ -83,10 +59,9 @@ __device__ __forceinline__ void load_stage(
     constexpr int A_PART = TILE_M / CLUSTER_N;  // rows of A that this block loads for its row
     constexpr int B_PART = TILE_N / CLUSTER_M;
     const int a_part = (rank % CLUSTER_N) * A_PART, b_part = (rank / CLUSTER_N) * B_PART;
-    const unsigned a = ring + a_part * TILE_K, b = ring + B_OFFSET + b_part * TILE_K;
+    const unsigned a = ring + a_part * TILE_K, b = ring + A_BYTES + b_part * TILE_K;
     barrier_expect(full, STAGE_BYTES);
-    if (RESIDENT) {  // A is there
-    } else if (CLUSTER_N > 1) {  // every block with the same rows of A
+    if (CLUSTER_N > 1) {  // every block with the same rows of A
         const unsigned short blocks = ((1 << CLUSTER_N) - 1) << (rank / CLUSTER_N * CLUSTER_N);
         copy_box_multicast(a, a_map, full, k, row + a_part, blocks);
     } else {
@@ -101,32 +76,18 @@ __device__ __forceinline__ void load_stage(
     }
 }
 
-// The resident rows' step k, before the first tile of a part.
-__device__ __forceinline__ void load_rows(
-    unsigned resident, Tail& tail, const TensorMap* a_map, int k, int row, int part_phase) {
-    if (k == 0) barrier_wait(shared_address(&tail.rows_empty), part_phase ^ 1);
-    const unsigned full = shared_address(&tail.rows_full[k]);
-    barrier_expect(full, A_BYTES);
-    copy_box(resident + k * A_BYTES, a_map, full, k * TILE_K, row);
-}
-
 __device__ __forceinline__ void produce(
-    unsigned resident, Tail& tail, const TensorMap* a_map, const TensorMap* b_map, Shape shape) {
-    const unsigned ring = resident + RESIDENT_BYTES;
+    unsigned ring, Tail& tail, const TensorMap* a_map, const TensorMap* b_map, Shape shape) {
     const int rank = cluster_rank(), steps_k = (shape.k + TILE_K - 1) / TILE_K;
-    int stage = 0, phase = 0, part_phase = 0;
-    bool is_first = true;  // of a part
-    for (Tiles tiles(shape); !tiles.done(); tiles.advance()) {
+    int stage = 0, phase = 0;
+    for (Tiles tiles(shape, 0); !tiles.done(); tiles.advance()) {
         int row, column;
         tiles.locate(rank, row, column);
         for (int k = 0; k < steps_k; ++k) {
-            if (RESIDENT && is_first) load_rows(resident, tail, a_map, k, row, part_phase);
             barrier_wait(shared_address(&tail.empty[stage]), phase ^ 1);
             load_stage(ring + stage * STAGE_BYTES, a_map, b_map, shared_address(&tail.full[stage]),
                        k * TILE_K, row, column, rank);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
-        is_first = tiles.is_last();
-        if (is_first) part_phase ^= 1;
     }
 }
