@@ -236,7 +236,8 @@ class VisionEncoder:
         mixed = self._buffers.mixed[:rows].view(frames, self.num_patches, -1)
         if self.heads_apart:
             heads = qkv[:frames]
-            return heads, Epilogue(head_tokens=self.num_patches), HeadAttention(heads, mixed)
+            to_heads = Epilogue(head_tokens=self.num_patches, num_heads=num_heads)
+            return heads, to_heads, HeadAttention(heads, mixed)
         flat = qkv[: rows * 3 * mixed.shape[2]].view(rows, -1)
         attend = FrameAttention(flat.view(frames, self.num_patches, -1), mixed, num_heads)
         return flat, Epilogue(), attend

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nvila_ros.kernels import build, driver
+from nvila_ros.kernels import build, driver, vision_heads
 
 SOURCE = "w8a8_hopper.cu"
 TILE_K = 128
@@ -25,6 +25,7 @@ class Epilogue:
     codes_out: bool = False  # int8 with a scale per row and BLOCK_K columns, instead of float16
     block_scales: bool = False  # the inputs have such scales
     head_tokens: int = 0  # rows of a frame where q|k|v go head by head (`vision_heads`); 0: rows
+    num_heads: int = 0  # of q, where they go head by head
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,13 @@ class Tiling:
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
             "TOKENS": epilogue.head_tokens,
+            "BY_HEADS": int(self.goes_by_heads(epilogue)),
         }
+
+    def goes_by_heads(self, epilogue: Epilogue) -> bool:
+        """Whether a tile's columns are whole parts of heads: of 3 heads 64, or of 24 heads 8."""
+        shape = (self.tile_n, self.cluster_m, self.cluster_n)
+        return bool(epilogue.num_heads) and epilogue.num_heads % 8 == 0 and shape == (192, 2, 1)
 
 
 FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
@@ -107,7 +114,12 @@ class HopperGemm:
         defines = {**tiling.defines(epilogue), **(extra_defines or {})}
         self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
-        self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
+        box = (tiling.tile_n // tiling.cluster_m, TILE_K)
+        self._weights = [driver.tensor_map(weight, box, 128)] * 2
+        if tiling.goes_by_heads(epilogue):
+            heads = weight.view(3 * epilogue.num_heads, vision_heads.WIDTH, self.k)
+            boxes = ((3, 32, TILE_K), (12, 8, TILE_K))  # of high columns, and of low ones
+            self._weights = [driver.tensor_map(heads, box, 128) for box in boxes]
         fitting = self._kernel.max_clusters(tiling.cluster, THREADS, tiling.shared_bytes)
         clusters = min(tiling.num_tiles(self.m, self.n), fitting)
         self._blocks = clusters * tiling.cluster
@@ -132,7 +144,7 @@ class HopperGemm:
         assert out.untyped_storage().nbytes() < 2**32, "places in the output are counted in 32 bits"
         arguments = [
             self._codes,
-            self._weight,
+            *self._weights,
             scales,
             weight_scale,
             bias,

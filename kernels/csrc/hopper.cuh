@@ -115,6 +115,17 @@ __device__ __forceinline__ void copy_box_multicast(
         : "memory");
 }
 
+// The same of a matrix's rows in groups.
+__device__ __forceinline__ void copy_box_multicast(
+    unsigned destination, const TensorMap* map, unsigned barrier, int column, int row, int group,
+    unsigned short blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(destination),
+        "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(group), "h"(blocks)
+        : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }

@@ -115,7 +115,7 @@ def test_every_product_of_one_to_eight_frames_can_be_compiled_ahead():
         inner = Epilogue(gelu=True, codes_out=fuses)
         outer = Epilogue(residual=True, block_scales=fuses)
         products = (
-            (1152, Epilogue(head_tokens=1024)),
+            (1152, Epilogue(head_tokens=1024, num_heads=16)),
             (1152, Epilogue(residual=True)),
             (1152, inner),
             (4304, outer),
