@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import build, reference
+from nvila_ros.kernels import build, decode_persistent, decode_persistent_plan, reference
+from nvila_ros.kernels.decode_persistent_plan import PHASES, RELEASED
 from nvila_ros.kernels.decode_plan import (
+    H100,
     MAX_SPLITS,
     Plan,
     device_of,
@@ -31,6 +33,7 @@ ONE_ROW = {
     "BATCH": 1,
     "STAGES": 3,
     "MIN_BLOCKS": 2,
+    "MAX_THREADS": 448,
 }  # what most linears of a step are compiled with
 
 
@@ -239,6 +242,17 @@ def ahead_of_time() -> Iterator[tuple[str, Mapping[str, object]]]:
     yield "decode_head.cu", {"BATCH": 1, "HEAD_STAGES": 8}
     yield "decode_attention.cu", {"HEAD_DIM": 128}
     yield "decode_attention.cu", {"HEAD_DIM": 64}
+
+
+def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
+    """The same for sm_90a alone: linears of the released decoders, and their step in one launch."""
+    shapes = [(each.num_pairs(p), each.num_inputs(p)) for each in RELEASED for p in PHASES]
+    found = [plan_linear(H100, 1, pairs, inputs).defines for pairs, inputs in shapes]
+    yield from (("decode.cu", each) for i, each in enumerate(found) if each not in found[:i])
+    for sizes in RELEASED:
+        cut = decode_persistent_plan.plan(sizes, H100)
+        if cut is not None:
+            yield decode_persistent.SOURCE, cut.defines
 
 
 def _launch_linear(

@@ -7,14 +7,14 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from nvila_ros.errors import KernelError
 from nvila_ros.kernels import driver
 from nvila_ros.kernels.packing import ROWS_GROUP
 
 MAX_ROWS = 8
-MAX_WARPS = 14  # of a linear's block: 448 threads of 72 registers, two blocks a multiprocessor
 FEWEST_PAIRS = 4  # of outputs that are worth a block
-STAGES = (3, 2)  # units of 32 outputs x one group that a warp has in flight
 STAGE_BYTES = 2176  # of a unit: codes and scales (decode_linear.cuh)
 HEAD_STAGE_BYTES = 1024  # 16 tokens x 64 inputs
 ROOM_BYTES = 4 * 40  # block-wide reductions (decode.cu)
@@ -25,12 +25,30 @@ MAX_SPLITS = 64  # blocks that share the keys of one key-value head
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How a linear is cut, as measured on a generation."""
+
+    max_warps: int  # of a block
+    stages: tuple[int, ...]  # units of 32 outputs x one group that a warp has in flight
+    min_blocks: int  # of a multiprocessor
+
+
+TWO_BLOCKS = Tuning(14, (3, 2), 2)  # 448 threads of 72 registers
+ONE_BLOCK = Tuning(20, (4, 3, 2), 1)  # 640 threads of 96: Hopper, whose kernels start early
+
+
+@dataclass(frozen=True)
 class Device:
     """What limits a launch."""
 
     num_multiprocessors: int
     block_bytes: int  # shared memory that one block may have
     multiprocessor_bytes: int
+    capability: tuple[int, int] = (8, 0)
+
+    @property
+    def tuning(self) -> Tuning:
+        return ONE_BLOCK if self.capability[0] == 9 else TWO_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,9 @@ class Plan:
     shared_bytes: int
 
 
+H100 = Device(132, 232448, 233472, (9, 0))
+
+
 @functools.cache
 def device_of(index: int) -> Device:
     """The limits of a CUDA device."""
@@ -51,6 +72,7 @@ def device_of(index: int) -> Device:
         driver.device_attribute(driver.MULTIPROCESSORS, index),
         driver.device_attribute(driver.BLOCK_SHARED_BYTES, index),
         driver.device_attribute(driver.MULTIPROCESSOR_SHARED_BYTES, index),
+        torch.cuda.get_device_capability(index),
     )
 
 
@@ -63,20 +85,27 @@ def plan_linear(device: Device, num_rows: int, num_pairs: int, num_inputs: int) 
             f"{ROWS_GROUP} inputs are expected"
         )
     num_groups = num_inputs // ROWS_GROUP
-    num_warps = min(range(1, MAX_WARPS + 1), key=lambda warps: _idle(num_groups, warps))
+    tuning = device.tuning
+    most = tuning.max_warps
+    num_warps = min(range(1, most + 1), key=lambda warps: _idle(num_groups, warps, most))
     half = device.multiprocessor_bytes // 2 - 1024  # the driver keeps 1 KiB per block
     for batch in _batches(num_rows):
         for limit in (min(half, device.block_bytes), device.block_bytes):
             found = []
-            for stages in STAGES:
+            for stages in tuning.stages:
                 cut = functools.partial(_linear_bytes, num_warps, stages, batch, num_inputs)
                 num_blocks = _fewest_blocks(device, num_warps, num_pairs, cut, limit)
                 if num_blocks is not None:
                     found.append((num_blocks, -stages, cut(num_pairs, num_blocks)))
             if found:
                 num_blocks, stages, shared_bytes = min(found)
-                defines = {"BATCH": batch, "STAGES": -stages, "MIN_BLOCKS": 2 if batch < 4 else 1}
-                defines |= EXTRA
+                defines = {
+                    "BATCH": batch,
+                    "STAGES": -stages,
+                    "MIN_BLOCKS": tuning.min_blocks if batch < 4 else 1,
+                    "MAX_THREADS": 32 * most,
+                    **EXTRA,
+                }
                 chunks = -(-num_rows // batch)
                 return Plan(defines, num_blocks, chunks, num_warps, shared_bytes)
     raise KernelError(
@@ -88,7 +117,7 @@ def _fewest_blocks(
     device: Device, num_warps: int, num_pairs: int, cut: Callable[[int, int], int], limit: int
 ) -> int | None:
     """As many as run at once, or a multiple where their sums would not fit `limit` bytes."""
-    at_once = device.num_multiprocessors * max(1, MAX_WARPS // num_warps)
+    at_once = device.num_multiprocessors * max(1, device.tuning.max_warps // num_warps)
     for num_blocks in range(at_once, max(num_pairs, at_once) + 1, at_once):
         few = min(num_blocks, -(-num_pairs // FEWEST_PAIRS))
         if cut(num_pairs, few) <= limit:
@@ -96,9 +125,9 @@ def _fewest_blocks(
     return None
 
 
-def _idle(num_groups: int, num_warps: int) -> float:
+def _idle(num_groups: int, num_warps: int, most: int) -> float:
     """Time lost to warps that wait for the busiest, and to having few of them."""
-    return -(-num_groups // num_warps) * num_warps / num_groups + 0.02 * (MAX_WARPS - num_warps)
+    return -(-num_groups // num_warps) * num_warps / num_groups + 0.02 * (most - num_warps)
 
 
 def _batches(num_rows: int) -> list[int]:

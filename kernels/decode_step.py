@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,8 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import decode, decode_persistent, decode_plan
+from nvila_ros.kernels import decode, decode_persistent, decode_persistent_plan, decode_plan
+from nvila_ros.kernels.decode_persistent_plan import OLDEST_CAPABILITY
 from nvila_ros.kernels.packing import RowsInt4
+
+log = logging.getLogger(__name__)
+PROBE_SLOTS = 48  # of the cache, filled at random to compare both ways
+SELF_CHECK_TOLERANCE = 5e-2  # relative, of the last layer's output: rounding stays far below
 
 
 class StepLayer(Protocol):
@@ -69,11 +75,12 @@ class DecodeStep:
         values: Tensor,
         cos_sin: Tensor,
         *,
-        is_persistent: bool = False,
+        is_persistent: bool | None = None,
     ) -> None:
         """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position.
 
-        is_persistent: all layers as one launch, where the GPU has room for it; off by default.
+        is_persistent: all layers as one launch, on Hopper and newer, where the GPU has room for it;
+        None: where it agrees with the kernels, tried once.
         """
         self.weights, self.shape = weights, shape
         self.keys, self.values, self.cos_sin = keys, values, cos_sin
@@ -90,28 +97,68 @@ class DecodeStep:
         self._mixed = torch.zeros(1, shape.num_heads * shape.head_dim, dtype=kind, device=device)
         self._inner = torch.zeros(1, inner, dtype=kind, device=device)
 
-        self._persistent = self._make_persistent(is_persistent)
+        self._persistent: decode_persistent.PersistentLayers | None = None
+        if is_persistent is not False:
+            made = self._make_persistent()
+            if is_persistent or (made is not None and self._agrees(made)):
+                self._persistent = made
 
-    def _make_persistent(self, wanted: bool) -> decode_persistent.PersistentLayers | None:
+    def _make_persistent(self) -> decode_persistent.PersistentLayers | None:
+        """None where the GPU does not do it or has no room."""
         weights, shape = self.weights, self.shape
-        if not wanted or not decode.is_fast(weights.table):
+        tensors = (weights.table, self.keys, self.values)
+        if not all(decode.is_fast(each) and each.is_contiguous() for each in tensors):
             return None
-        device = decode_plan.device_of(self.keys.device.index)
-        sizes = decode_persistent.Sizes(
+        if torch.cuda.get_device_capability(self.keys.device) < OLDEST_CAPABILITY:
+            return None
+        sizes = decode_persistent_plan.Sizes(
             hidden=weights.table.shape[1],
             intermediate=weights.layers[0].down.num_inputs,
             num_heads=shape.num_heads,
             num_kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
+            num_layers=len(weights.layers),
         )
-        if decode_persistent.plan(sizes, device) is None:
-            return None
-        layers = weights.layers
+        device = decode_plan.device_of(self.keys.device.index)
+        cut = decode_persistent_plan.plan(sizes, device)
+        return None if cut is None else self._persistent_layers(cut)
+
+    def _persistent_layers(
+        self, cut: decode_persistent_plan.Cut
+    ) -> decode_persistent.PersistentLayers:
+        layers = self.weights.layers
         matrices = [(each.qkv, each.output, each.gate_up, each.down) for each in layers]
         vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in layers]
         return decode_persistent.PersistentLayers(
-            sizes, device, matrices, vectors, self.keys, self.values
+            cut, matrices, vectors, self.keys, self.values, self.weights.head
         )
+
+    def _agrees(self, persistent: decode_persistent.PersistentLayers) -> bool:
+        """Whether both ways give one token the same output; leaves the step as it was made."""
+        num_slots = min(PROBE_SLOTS, self.keys.shape[2])
+        caches = [each[:, :, :num_slots] for each in (self.keys, self.values)]
+        before = [each.clone() for each in caches]
+        found = []
+        for cache in caches:
+            cache.normal_(generator=torch.Generator(cache.device).manual_seed(0))
+        for way in (None, persistent):
+            self._persistent = way
+            self.begin(torch.zeros_like(self.token), num_slots - 1)
+            self.launch()
+            found.append(self._hidden.float().clone())
+        self._persistent = None
+        for cache, old in zip(caches, before, strict=True):
+            cache.copy_(old)
+        self.history.zero_()
+        self.begin(torch.zeros_like(self.token), 0)
+        error = float((found[1] - found[0]).norm() / found[0].norm())
+        if not error < SELF_CHECK_TOLERANCE:  # what is no number is no agreement
+            log.warning(
+                "the decode step in one launch is off by %.1e here (%.0e expected at most): its "
+                "kernels run one by one instead; please report the GPU and the model",
+                error, SELF_CHECK_TOLERANCE,
+            )  # fmt: skip
+        return error < SELF_CHECK_TOLERANCE
 
     def begin(self, token: Tensor, position: int) -> None:
         """Sets what the next `launch` reads; (1,) of any integer type."""

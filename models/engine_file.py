@@ -31,14 +31,16 @@ class Description:
     max_frames: int
     num_bytes: int = 0
     sha256: str = ""
+    float_layers: str = ""  # of an int8 tower, as --float-layers takes them
 
     def command(self, model: Path | str = "MODEL") -> str:
         """What builds this engine anew."""
         engine = self.library.replace("_", "-")
         gpus = f" --gpu {','.join(self.gpus)}" if self.gpus else ""
+        floats = f" --float-layers {self.float_layers}" if self.float_layers else ""
         return (
             f"nvila export {shlex.quote(str(model))} --part vision --precision {self.precision} "
-            f"--engine {engine}{gpus}"
+            f"--engine {engine}{gpus}{floats} --frames 1,{self.max_frames}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,12 +15,13 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models import tensorrt_engine
 from nvila_ros.models.engine_file import write_engine
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.onnx_runtime import FINGERPRINT, PRECISION, OnnxVision
+from nvila_ros.models.onnx_float_layers import float_text
+from nvila_ros.models.onnx_runtime import FINGERPRINT, PRECISION, PRECISIONS, OnnxVision
 from nvila_ros.models.onnx_vision import Roundings, vision_graph
 from nvila_ros.models.weights import open_checkpoint
 
 VISION_PARTS = ("vision_tower", "mm_projector")
-PRECISIONS = ("fp32", "fp16", "int8")
+FLOAT_LAYERS = "nvila_float_layers"  # of the tower, by name
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -81,6 +82,7 @@ def export_onnx(
         {
             FINGERPRINT: fingerprint,
             PRECISION: precision,
+            FLOAT_LAYERS: float_text(model) if precision == "int8" else "all",
             "nvila_frames": ",".join(map(str, frames)),
             "nvila_input": f"RGB / 127.5 - 1, {config.vision.image_size} px, NCHW",
             "nvila_image_aspect_ratio": config.image_aspect_ratio,
@@ -100,12 +102,14 @@ def export_engine(
     precision: str,
     gpus: Sequence[str],
     frames: Sequence[int],
+    float_layers: str = "",
 ) -> Exported:
     """Builds one engine file from an exported graph for the named GPUs."""
     begin_s = time.perf_counter()
     named = tensorrt_engine.check_gpus(library, gpus)
     engine = tensorrt_engine.build_engine(library, graph, named, frames)
     description = tensorrt_engine.describe(library, fingerprint, precision, named, frames)
+    description = replace(description, float_layers=float_layers)
     path = out / engine_name(precision, library, named)
     write_engine(path, description, engine)
     return Exported(path, precision, path.stat().st_size, time.perf_counter() - begin_s, named)

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,8 @@ CUTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2, 0.16, 0.12, 0.
 def calibrate(model: Nvila, frames: Sequence[Tensor]) -> dict[str, Rounding]:
     """(3, S, S) frames in [-1, 1] -> how each int8 linear of the tower rounds, by name.
 
+    Linears of the tower that are floats are left out: they will be floats in the graph.
+
     The rounding is the one with the least error of what the linear gives out, as far as single
     channels tell: sum over channels k of |W[:, k]|^2 E (x[k] - round(x[k]))^2.
     """
@@ -38,6 +39,7 @@ def calibrate(model: Nvila, frames: Sequence[Tensor]) -> dict[str, Rounding]:
         f"layers.{number}.{name}": linear
         for number, layer in enumerate(layers)
         for name, linear in layer_linears(layer).items()
+        if isinstance(linear, W8A8Linear)  # what stays in floats rounds nothing
     }
     place = model.vision_tower.vision_model.embeddings.position_embedding.weight
     samples = {name: _Sample(len(frames) * model.config.vision.grid_side**2) for name in linears}
@@ -92,16 +94,12 @@ class _Sample:
         return torch.cat(self._parts)
 
 
-def _importance(linear: nn.Module) -> Tensor:
-    if isinstance(linear, W8A8Linear):
-        weight = linear.dequantized()
-    else:
-        weight = cast(nn.Linear, linear).weight.float()
-    return weight.square().sum(0).cpu()
+def _importance(linear: W8A8Linear) -> Tensor:
+    return linear.dequantized().square().sum(0).cpu()
 
 
 @contextlib.contextmanager
-def _watching(linears: dict[str, nn.Module], samples: dict[str, _Sample]) -> Iterator[None]:
+def _watching(linears: Mapping[str, nn.Module], samples: dict[str, _Sample]) -> Iterator[None]:
     handles = [
         linear.register_forward_pre_hook(lambda _, inputs, name=name: samples[name].add(inputs[0]))
         for name, linear in linears.items()

@@ -76,8 +76,8 @@ def check_gpus(library: str, gpus: Sequence[str]) -> tuple[str, ...]:
 def build_engine(library: str, graph: Path, gpus: Sequence[str], frames: Sequence[int]) -> bytes:
     """An ONNX graph (pixels, features) -> the engine's bytes; ExportError with the parser's words.
 
-    Strongly typed: the graph's own types are computed with. One profile from the least to the most
-    frames, tuned for the most.
+    Strongly typed: the graph's own types are computed with. One profile from one frame, which may
+    be left over of many, to the most, tuned for the most.
     """
     trt = import_library(library)
     builder = trt.Builder(_logger(library))
@@ -95,9 +95,9 @@ def build_engine(library: str, graph: Path, gpus: Sequence[str], frames: Sequenc
             if not config.set_compute_capability(capability, index):
                 raise ExportError(f"this TensorRT-RTX {trt.__version__} does not build for {gpu}")
     profile = builder.create_optimization_profile()
-    least, most = min(frames), max(frames)
+    most = max(frames)
     rest = tuple(network.get_input(0).shape)[1:]
-    profile.set_shape(INPUT, *((count, *rest) for count in (least, most, most)))
+    profile.set_shape(INPUT, *((count, *rest) for count in (1, most, most)))
     config.add_optimization_profile(profile)
     cache_path = cache_folder().parent / "tensorrt" / f"{library}_{trt.__version__}.timing"
     if library == PLAIN:  # RTX tunes when the engine is first run, not here
@@ -169,7 +169,8 @@ class TensorRtVision:
 
     def _run(self, pixels: Tensor) -> Tensor:
         inputs = pixels.to(self._device, self._dtype).contiguous()
-        self._context.set_input_shape(INPUT, tuple(inputs.shape))
+        if not self._context.set_input_shape(INPUT, tuple(inputs.shape)):
+            raise ExportError(f"the vision engine does not take pixels {tuple(inputs.shape)}")
         shape = tuple(self._context.get_tensor_shape(OUTPUT))
         outputs = torch.empty(shape, dtype=self._dtype, device=self._device)
         self._context.set_tensor_address(INPUT, inputs.data_ptr())

@@ -97,24 +97,41 @@ def with_vision_backend(
             on_notice(f"vision backend {name} is not used: {error}")
     if not candidates:
         return engine
-    chosen = fastest(engine, candidates, folder)
+    chosen = fastest(engine, candidates, folder, on_notice)
     return engine if chosen == own else WithVision(engine, candidates[chosen])
 
 
-def fastest(engine: Any, candidates: Mapping[str, VisionEngine], folder: Path) -> str:
-    """The name with the least time for one frame, remembered in the cache folder."""
+def fastest(
+    engine: Any,
+    candidates: Mapping[str, VisionEngine],
+    folder: Path,
+    on_notice: Callable[[str], None] = _log.warning,
+) -> str:
+    """The name with the least time for one frame, remembered in the cache folder.
+
+    A candidate that fails at that is told to `on_notice` and not chosen; nor is it remembered.
+    """
     versions = ",".join(f"{name} {candidates[name].precision}" for name in sorted(candidates))
     threads = torch.get_num_threads() if engine.device.type == "cpu" else 0
     key = f"{_device_name(engine.device)} {threads}|{vision_fingerprint(folder)}|{versions}"
     path = cache_folder().parent / MEASURED_FILE
     known = _read(path)
     if key not in known:
+        times: dict[str, float] = {}
         runs: dict[str, Callable[[Tensor], Tensor]] = {engine.name: engine.encode_frames}
         side = engine.config.vision.image_size
         pixels = torch.zeros(1, 3, side, side, device=engine.device, dtype=engine.dtype)
         runs.update(candidates)
-        known[key] = {name: median_ms(run, pixels) for name, run in runs.items()}
-        _write(path, known)
+        for name, run in runs.items():
+            try:
+                times[name] = median_ms(run, pixels)
+            except NvilaError as error:
+                if name == engine.name:
+                    raise
+                on_notice(f"vision backend {name} is not used: {error}")
+        known[key] = times
+        if len(times) == len(runs):
+            _write(path, known)
     times_ms = known[key]
     chosen = min(times_ms, key=lambda name: times_ms[name])
     listed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in times_ms.items())

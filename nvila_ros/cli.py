@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,7 @@ from nvila_ros.cli_options import (
 )
 from nvila_ros.cli_scale import GpusOption, RayOption, episode_evaluator
 from nvila_ros.errors import ConfigError, NvilaError, SystemLibraryError
+from nvila_ros.patience import PATIENT_THREADS
 
 MAX_SEEDS = 100_000
 
@@ -241,6 +243,8 @@ def exit_codes() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the console script."""
+    for name, value in PATIENT_THREADS.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(format="nvila: %(message)s")  # on stderr
     logging.getLogger("nvila_ros").setLevel(logging.INFO)
     with exit_codes():

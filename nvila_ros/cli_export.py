@@ -23,6 +23,7 @@ bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 DEFAULT_CALIBRATION = "700000:700016"
+DEFAULT_FLOAT_LAYERS = "0.fc1,0.fc2,1.fc1,1.fc2"  # measured on the nano: docs/export.md
 MAX_FRAMES = 64
 
 
@@ -74,6 +75,13 @@ def export(
     calibration: Annotated[
         str, typer.Option(help="For int8: seeds A:B to drive, or a folder of recorded prompts.")
     ] = DEFAULT_CALIBRATION,
+    float_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="For int8: what of the tower stays in floats, such as 0.fc1,fc2, or none.",
+            show_default=DEFAULT_FLOAT_LAYERS,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder.", show_default="MODEL/vision_engine, where it is looked for"),
@@ -96,8 +104,19 @@ def export(
     floats = float_type or (FloatType.fp32 if engine is EngineName.onnx else FloatType.fp16)
     if precision is not Precision.int8:
         floats = FloatType(precision.value)
+        if float_layers is not None or float_type not in (None, floats):
+            option = "--float-type" if float_layers is None else "--float-layers"
+            raise ConfigError(f"{option} is for --precision int8, precision is {precision.value}")
     written, report = _export_vision(
-        model, precision.value, floats.value, engine, gpu.split(","), counts, calibration, out
+        model,
+        precision.value,
+        floats.value,
+        engine,
+        gpu.split(","),
+        counts,
+        calibration,
+        float_layers or DEFAULT_FLOAT_LAYERS,
+        out,
     )
     lines = [
         f"{each.path}: {each.precision}, {each.num_bytes / 1e6:.1f} MB, {each.seconds:.1f} s"
@@ -116,19 +135,21 @@ def _export_vision(
     gpus: list[str],
     counts: list[int],
     calibration: str,
+    float_layers: str,
     out: Path | None,
 ) -> tuple[list[Exported], dict[str, Any]]:
     from nvila_ros.models import tensorrt_engine
     from nvila_ros.models.engine_file import FOLDER
     from nvila_ros.models.export import export_engine, export_onnx, relative_error
     from nvila_ros.models.fingerprint import vision_fingerprint
+    from nvila_ros.models.onnx_float_layers import float_text
 
     library = engine.value.replace("-", "_")
     if engine is not EngineName.onnx:  # before minutes of work
         tensorrt_engine.import_library(library)
         tensorrt_engine.check_gpus(library, gpus)
     fingerprint, place = vision_fingerprint(model), out or model / FOLDER
-    network, scales, pixels = _network(model, precision, calibration)
+    network, scales, pixels = _network(model, precision, calibration, float_layers)
     written = [
         export_onnx(
             network,
@@ -150,6 +171,7 @@ def _export_vision(
                 precision=precision,
                 gpus=gpus,
                 frames=counts,
+                float_layers=float_text(network) if precision == "int8" else "",
             )
         )
     report = {
@@ -160,16 +182,28 @@ def _export_vision(
     return written, report
 
 
-def _network(model: Path, precision: str, calibration: str) -> tuple[Nvila, Roundings | None, Any]:
+def _network(
+    model: Path, precision: str, calibration: str, float_layers: str
+) -> tuple[Nvila, Roundings | None, Any]:
     """What is exported, how its activations are rounded in int8, and two frames to check it on."""
     import torch
 
     if precision == "int8":
+        from rich.console import Console
+
+        from nvila_ros.models.config_files import load_config
         from nvila_ros.models.onnx_calibration import calibrate
+        from nvila_ros.models.onnx_float_layers import float_names
         from nvila_ros.training.quantize.static_vision import int8_vision
 
-        network, samples = int8_vision(model, calibration)
-        return network, calibrate(network, samples), torch.stack(samples[-2:])
+        floats = float_names(float_layers, load_config(model).num_vision_layers)
+        with Console(stderr=True).status("calibration") as status:
+            network, samples = int8_vision(
+                model, calibration, floats, on_progress=lambda what, *_: status.update(what)
+            )
+            status.update("rounding of activations")
+            scales = calibrate(network, samples)
+        return network, scales, torch.stack(samples[-2:])
     from nvila_ros.models.export import load_vision
 
     network = load_vision(model)

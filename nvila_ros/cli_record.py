@@ -133,7 +133,11 @@ def view(bag: BagArgument) -> None:
     file = mcap_file(bag)
     viewer = shutil.which("rerun")
     if viewer is not None:
-        raise typer.Exit(subprocess.run([viewer, str(file)], check=False).returncode)
+        # It listens on every interface unless told otherwise. Without a screen it serves a page.
+        options = ["--bind", "127.0.0.1"]
+        if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
+            options.append("--web-viewer")
+        raise typer.Exit(subprocess.run([viewer, *options, str(file)], check=False).returncode)
     config = share_folder() / "config"
     typer.echo(
         f"rerun is not installed (pip install rerun-sdk, 760 MB). {file} opens in\n"

@@ -23,6 +23,7 @@ import numpy as np
 from nvila_ros.decision import Decision
 from nvila_ros.errors import NvilaError
 from nvila_ros.models.prompt import navigation_prompt
+from nvila_ros.patience import PATIENT_THREADS
 
 MAX_WAITING_MESSAGES = 64  # a model process that stands still does not fill the memory
 _END = ("end",)
@@ -37,7 +38,8 @@ class PolicyProcess:
 
     def __init__(self, num_frames: int, load_arguments: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "NVILA_POLICY_SOCKET": str(theirs.fileno())}
+        environment = {**PATIENT_THREADS, **os.environ}
+        environment["NVILA_POLICY_SOCKET"] = str(theirs.fileno())
         self._process = subprocess.Popen(
             [sys.executable, "-m", "nvila_ros.policy_server"],
             env=environment,

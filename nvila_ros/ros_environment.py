@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from nvila_ros.patience import PATIENT_THREADS
+
 # Fresh pages for every image cost 2 ms at 640x480: let malloc keep big blocks.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 # A robot that listens to the whole network is a risk; SUBNET opens it (Humble knows neither).
@@ -33,9 +35,9 @@ def added_environment(base: Mapping[str, str]) -> dict[str, str]:
 
     The Fast DDS profile makes room for images and finds peers quickly: with the default one best
     effort images above half a megabyte are lost and discovery takes up to three seconds. Peers are
-    looked for on this machine alone.
+    looked for on this machine alone. Threads of a model that wait leave the cores to others.
     """
-    wanted = {**_MALLOC, _DISCOVERY_RANGE: "LOCALHOST"}
+    wanted = {**_MALLOC, **PATIENT_THREADS, _DISCOVERY_RANGE: "LOCALHOST"}
     if not any(name in base for name in _PROFILE_NAMES):
         wanted.update(dict.fromkeys(_PROFILE_NAMES, str(share_folder() / "config" / "fastdds.xml")))
     return {name: value for name, value in wanted.items() if name not in base}

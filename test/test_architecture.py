@@ -25,6 +25,7 @@ CORE = {
     "navigator_senses",
     "navigator_status",
     "navigator_times",
+    "patience",
     "policy",
     "policy_process",
     "policy_server",

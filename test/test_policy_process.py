@@ -55,6 +55,12 @@ def test_it_answers_as_the_policy_itself(process, arguments):
     assert process.strip()[:2] == b"\xff\xd8"  # JPEG
 
 
+def test_its_threads_sleep_while_they_wait(process):
+    """Spinning ones made a decision last seconds where other processes wanted the cores."""
+    told = Path(f"/proc/{process._process.pid}/environ").read_bytes().split(b"\0")
+    assert b"OMP_WAIT_POLICY=" + os.environb.get(b"OMP_WAIT_POLICY", b"passive") in told
+
+
 @pytest.mark.parametrize("text", ["", "go <image>", "<|im_end|>"])
 def test_instructions_are_checked_here_at_once(process, text):
     with pytest.raises(InstructionError):

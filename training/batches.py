@@ -57,6 +57,7 @@ class BatchMaker:
     ):
         self.replay, self.sequences, self.recipe, self.device = replay, sequences, recipe, device
         self.num_patches = num_patches
+        self.apartments: set[int] = set()  # seeds of what the last batch was made from
         self.swap = WordSwap(sequences.tokenizer, sequences.config.language.vocab_size)
         bare = sequences.navigation_prompt("x")
         # Only instructions are mirrored; the fixed phrases hold both sides anyway.
@@ -77,6 +78,8 @@ class BatchMaker:
         recipe = self.recipe
         episodes = self.replay.sample_episodes(rng, recipe.num_decisions, recipe.num_frames)
         views = self.replay.sample_views(rng, recipe.num_views)
+        self.apartments = {episode.apartment for episode in episodes}
+        self.apartments |= {view.apartment for view in views}
         decisions = self._decisions(rng, episodes)
         seen = self._views(rng, views)
         joined = {

@@ -136,7 +136,12 @@ class Collector:
         for view in labels.views:
             ticket = int(under_way.tickets[view.robot, view.frame])
             record = ViewRecord(
-                ticket, view.patch_category, view.patch_colour, view.ids, view.supervised
+                ticket,
+                view.patch_category,
+                view.patch_colour,
+                view.ids,
+                view.supervised,
+                under_way.started.apartment,
             )
             under_way.views.append(record)
         self.num_frames += len(tickets)
@@ -180,7 +185,9 @@ class Collector:
             rows = robots == robot
             own = {name: array[rows] for name, array in arrays.items()}
             ids, length = started.prompt_ids[robot], int(started.lengths[robot])
-            episodes.append(EpisodeRecord.from_shown(ids, length, **own))
+            episodes.append(
+                EpisodeRecord.from_shown(ids, length, **own, apartment=started.apartment)
+            )
         self.replay.add(episodes, under_way.views)
         for driver, success in zip(message.driver, message.success, strict=True):
             self.results[int(driver)].append(bool(success))

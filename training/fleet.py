@@ -94,7 +94,7 @@ class Fleet:
         self, seed: int, settings: FleetSettings, frames: np.ndarray, sequences: SequenceBuilder
     ):
         """`frames` (K, max_frames, S, S, 3) uint8 is filled in place as robots move."""
-        self.settings, self.sequences = settings, sequences
+        self.seed, self.settings, self.sequences = seed, settings, sequences
         self.frames = frames
         self.rng = np.random.default_rng([seed, 7])
         self.scene: Scene = generate_scene(seed)

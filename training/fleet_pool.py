@@ -31,6 +31,7 @@ class Started:
     lengths: np.ndarray  # (K,) int64 length of each prompt
     driver: np.ndarray  # (K,)
     greedy: np.ndarray  # (K,) bool: the student takes its likeliest action
+    apartment: int  # its seed
 
 
 @dataclass
@@ -67,7 +68,8 @@ def _started(fleet, sequences) -> Started:
     ids = np.full((len(prompts), sequences.prompt_length), sequences.pad_id, np.int16)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = prompt
-    return Started(ids, np.array([len(p) for p in prompts]), fleet.driver, fleet.greedy)
+    lengths = np.array([len(prompt) for prompt in prompts])
+    return Started(ids, lengths, fleet.driver, fleet.greedy, fleet.seed)
 
 
 def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, int]) -> None:

@@ -16,10 +16,16 @@ class Captured:
 
     The arguments must be the same tensors at every call, overwritten in place, and the result is
     overwritten by the next call. The function may not look at values on the host.
+
+    Graphs may be replayed side by side, by threads with streams of their own: each is recorded in a
+    stream that no other graph has. cuBLAS has one workspace per stream and thread, which the graph
+    remembers, so graphs recorded in one stream (PyTorch's default) would overwrite each other's
+    partial sums. Kernels keep the priority of that stream (below 0 is urgent) wherever they run.
     """
 
-    def __init__(self, function: Callable[..., Any], enabled: bool):
+    def __init__(self, function: Callable[..., Any], enabled: bool, priority: int = 0):
         self.function, self.enabled = function, enabled
+        self._stream = torch.cuda.Stream(priority=priority) if enabled else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._arguments: tuple[Any, ...] = ()
         self._result: Any = None
@@ -36,7 +42,8 @@ class Captured:
         return self._result
 
     def _record(self, arguments: tuple[Any, ...]) -> None:
-        stream = torch.cuda.Stream()
+        stream = self._stream
+        assert stream is not None
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(NUM_WARM_UPS):
@@ -44,6 +51,6 @@ class Captured:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             self._result = self.function(*arguments)
         self._graph, self._arguments = graph, arguments

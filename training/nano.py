@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nvila_ros.errors import TrainingError
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.batches import Batch, BatchMaker
 from nvila_ros.training.checkpoint import NETWORK_FILE, save_run
@@ -25,13 +25,11 @@ from nvila_ros.training.optimizer import make_optimizers, set_learning_rate, war
 from nvila_ros.training.recipe import NanoRecipe, Stage
 from nvila_ros.training.replay import FrameRing, Replay
 from nvila_ros.training.sequences import SequenceBuilder
+from nvila_ros.training.step_guard import StepGuard
 from nvila_ros.training.student import Student
 
 LOG_EVERY_S = 10.0
 SAVE_EVERY_S = 120.0
-
-
-MAX_QUEUED_STEPS = 2  # the host does not run further ahead of the device
 SWITCH_INTERVAL_S = 5e-4  # between the trainer's thread and the collector's
 
 
@@ -55,6 +53,7 @@ class NanoTrainer:
             [model, self.heads], recipe.matrix_lr, recipe.other_lr, recipe.weight_decay
         )
         self.parameters = [*model.parameters(), *self.heads.parameters()]
+        self.guard = StepGuard(self.parameters, recipe.max_gradient_norm)
         num_patches = config.vision.grid_side**2
         self.batches = BatchMaker(self.replay, sequences, recipe, self.device, num_patches)
         captured = recipe.graphs and self.device.type == "cuda"
@@ -67,14 +66,14 @@ class NanoTrainer:
             network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage
+        self.shares_of: Stage | None = None
         self.micro_batch = Captured(self._micro_batch, captured)
         self.batch: Batch
-        self.sums: torch.Tensor  # of the losses since the last line of the log
+        self.sums: torch.Tensor  # of losses since the last line of the log, then how many
         self.loss_names: list[str] = []
-        self.queued: list[torch.cuda.Event] = []
         self.num_steps = self.num_logged_steps = 0
         self.started_s = self.ready_s = time.monotonic()
-        self.batch_s = self.device_s = 0.0
+        self.batch_s = 0.0
 
     def run(self) -> None:
         """Trains for the recipe's minutes, logs and saves on the way, and saves at the end."""
@@ -96,14 +95,12 @@ class NanoTrainer:
 
     def prepare(self) -> None:
         """Compiles and records the step and the student on empty batches; no weight changes."""
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
         self.batch = self.batches.empty()
         if self.device.type == "cuda":
             self.micro_batch(self.batch, self.shares)
             self.student.capture()
             torch.cuda.synchronize()
-        self._clear_gradients()
+        self.guard.clear()
         if self.loss_names:
             self.sums.zero_()
 
@@ -112,10 +109,10 @@ class NanoTrainer:
         while (progress := self.progress()) < 1.0:
             stage = self.recipe.stage_at(progress)
             self.collector.check()
-            if self.is_ready():
+            if self.is_ready() and not self.is_ahead():
                 self.step(stage, progress)
             else:
-                time.sleep(0.05)
+                time.sleep(0.005)
             now_s = time.monotonic()
             if now_s - logged_s > LOG_EVERY_S:
                 self.log(stage, progress)
@@ -146,56 +143,54 @@ class NanoTrainer:
         enough = self.replay.num_decisions >= 2 * self.recipe.num_decisions
         return enough and len(self.replay.views) >= 2 * self.recipe.num_views
 
+    def is_ahead(self) -> bool:
+        """Whether decisions were shown often enough until fleets send more."""
+        recipe = self.recipe
+        shown = self.num_steps * recipe.micro_batches * recipe.num_decisions
+        allowed = (recipe.max_reuse or float("inf")) * max(1, self.collector.num_decisions)
+        return shown > allowed
+
     def step(self, stage: Stage, progress: float) -> None:
         """One optimizer step over the recipe's micro-batches."""
         recipe = self.recipe
         factor = warmup_stable_decay(progress, recipe.warmup, recipe.decay)
         set_learning_rate(self.optimizers, factor)
-        self.shares.copy_(torch.tensor([stage.drive_weight, stage.see_weight]))
+        if stage is not self.shares_of:  # a copy from memory that is not pinned waits for the GPU
+            self.shares.copy_(torch.tensor([stage.drive_weight, stage.see_weight]))
+            self.shares_of = stage
+        apartments: set[int] = set()
         for _ in range(recipe.micro_batches):
             begin_s = time.perf_counter()
             arrays = self.batches.arrays(self.rng)
+            apartments |= self.batches.apartments
             self.batch_s += time.perf_counter() - begin_s
             self.batch.copy_from(arrays)
             self.micro_batch(self.batch, self.shares)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.max_gradient_norm)
-        self.sums[-1] += norm * recipe.micro_batches
+        norm = self.guard.clip()
+        self.sums[-2] += torch.where(norm.isfinite(), norm, 0.0) * recipe.micro_batches
         for optimizer in self.optimizers:
             optimizer.step()
-        self._clear_gradients()
+        self.guard.clear()
         self.num_steps += 1
-        self._wait()
+        self.guard.queue(self.num_steps, norm, f"apartments {sorted(apartments)}")
 
     def _micro_batch(self, batch: Batch, shares: torch.Tensor) -> torch.Tensor:
-        """Adds a micro-batch's gradients, and its losses to the sums."""
+        """Adds a micro-batch's gradients, and its losses to the sums where they are numbers."""
         losses = self.objective.losses(batch, shares)
         (losses["total"] / self.recipe.micro_batches).backward()
         if not self.loss_names:
             self.loss_names = [*losses, "gradient_norm"]
-            self.sums = torch.zeros(len(self.loss_names), device=self.device)
-        self.sums[:-1] += torch.stack([value.detach().float() for value in losses.values()])
+            self.sums = torch.zeros(len(self.loss_names) + 1, device=self.device)
+        values = torch.stack([value.detach().float() for value in losses.values()])
+        is_finite = values.isfinite().all()
+        self.sums[:-2] += torch.where(is_finite, values, 0.0)
+        self.sums[-1] += is_finite
         return self.sums
-
-    def _clear_gradients(self) -> None:
-        """Zeros in place: the recorded step adds to this memory."""
-        torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
-
-    def _wait(self) -> None:
-        """Lets the device catch up: a batch names ring slots that must not be old."""
-        if self.device.type != "cuda":
-            return
-        event = torch.cuda.Event()
-        event.record()
-        self.queued.append(event)
-        if len(self.queued) > MAX_QUEUED_STEPS:
-            begin_s = time.perf_counter()
-            self.queued.pop(0).synchronize()
-            self.device_s += time.perf_counter() - begin_s
 
     def log(self, stage: Stage, progress: float) -> None:
         """One JSON line: losses since the last one, rates and success so far."""
         seconds = time.monotonic() - self.started_s
-        micro_batches = (self.num_steps - self.num_logged_steps) * self.recipe.micro_batches
+        has_stepped = self.num_steps > self.num_logged_steps
         self.num_logged_steps = self.num_steps
         collector = self.collector
         line: dict[str, float | str] = {
@@ -210,16 +205,16 @@ class NanoTrainer:
             "views": len(self.replay.views),
             # Seconds in all: batches made, waits for the device; fleets waited for, answered.
             "batch_s": round(self.batch_s, 1),
-            "device_s": round(self.device_s, 1),
+            "device_s": round(self.guard.waited_s, 1),
             "poll_s": round(collector.waited_s, 1),
             "answer_s": round(collector.answered_s, 1),
         }
-        if micro_batches:
-            for name, value in zip(self.loss_names, self.sums.tolist(), strict=True):
-                line[name] = round(value / micro_batches, 4)
+        if has_stepped:
+            *sums, count = self.sums.tolist()
+            for name, value in zip(self.loss_names, sums, strict=True):
+                line[name] = round(value / max(count, 1.0), 4)
             self.sums.zero_()
-            if not math.isfinite(float(line["total"])):
-                raise RuntimeError(f"the loss is not finite after {self.num_steps} steps: {line}")
+            line["skipped"] = self.guard.num_skipped
         for driver, name in ((ORACLE, "oracle"), (STUDENT, "student"), (EXAM, "exam")):
             if collector.results[driver]:
                 line[f"{name}_success"] = round(float(np.mean(collector.results[driver])), 3)
@@ -231,5 +226,11 @@ class NanoTrainer:
 
     def save(self) -> None:
         """Writes the weights under the run's folder, the last good one replaced atomically."""
+        self.guard.finish()
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise TrainingError(
+                f"after {self.num_steps} steps weights are not finite; expected numbers. What was "
+                f"saved in {self.out} before is kept: go on from it with smaller learning rates"
+            )
         save_run(self.out, self.model, self.heads, self.optimizers)
         (self.out / NETWORK_FILE).write_text(json.dumps(asdict(self.recipe.network)) + "\n")

@@ -32,6 +32,7 @@ class NanoRecipe:
     minutes: float  # wall time of the whole run
     stages: tuple[Stage, ...]
     max_steps: int | None = None  # ends the run earlier than its minutes
+    max_reuse: float | None = None  # steps wait until decisions are shown no more often than this
     seed: int = 1
     network: NetworkShape = field(default_factory=NetworkShape)
     start_from: str | None = None  # an earlier run's folder, or a released checkpoint's

@@ -80,6 +80,7 @@ class EpisodeRecord:
     costs: np.ndarray  # (K, 10) float32
     targets: np.ndarray  # (K, 3) float32
     clause: np.ndarray  # (K,) int64
+    apartment: int = -1  # its seed
 
     @classmethod
     def from_shown(
@@ -90,13 +91,14 @@ class EpisodeRecord:
         costs: np.ndarray,
         targets: np.ndarray,
         clause: np.ndarray,
+        apartment: int = -1,
     ) -> EpisodeRecord:
         """`shown_tickets` is (K, frames shown), 0 for the black frame."""
         tickets, rows = np.unique(shown_tickets, return_inverse=True)
         rows = rows.reshape(shown_tickets.shape)
         if tickets[0] == BLACK_SLOT:
             tickets, rows = tickets[1:], rows - 1
-        return cls(prompt_ids, prompt_length, tickets, rows, costs, targets, clause)
+        return cls(prompt_ids, prompt_length, tickets, rows, costs, targets, clause, apartment)
 
     @property
     def num_decisions(self) -> int:
@@ -113,6 +115,7 @@ class ViewRecord:
     patch_colour: np.ndarray  # (P,) uint8
     ids: np.ndarray  # expanded ids of the conversation
     supervised: np.ndarray  # (len,) bool: ids that the model must predict
+    apartment: int = -1  # its seed
 
 
 class Replay:

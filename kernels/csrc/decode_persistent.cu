@@ -1,176 +1,184 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of one decode step in one launch: blocks stay, and while a block waits for the others
-// its warps' rings already fill with the weights that come next, so that device memory is never idle.
+// All layers of one decode step in one launch: blocks stay, and while they wait for each other the
+// copy engine already fills their warps' rings with the weights that come next.
 //
-// Blocks tell each other nothing but values: each value travels in one word with the number of its
-// layer (its tag), and who needs it reads until the tag is right. No fence waits for the rings, no
-// counter has to be reached. A place is written again only by a block that has read what all
-// others made of its old value, so a tag is never overtaken.
+// Blocks tell each other nothing but values, in words that say themselves when they are new
+// (decode_persistent_words.cuh). One row, one block per multiprocessor, a cooperative launch: all
+// blocks run at once, or none. A block that waits for seconds stops the launch with an error.
 //
-// One row, one block per multiprocessor, a cooperative launch (all blocks run at once).
-// Defines: HIDDEN, INTERMEDIATE, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, THREADS, STAGES, BLOCKS.
+// Defines: HIDDEN, INTERMEDIATE, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, LAYERS, THREADS, STAGES, BLOCKS,
+// SHARED_BYTES (what the host allots).
 #include "decode_persistent.cuh"
 #include "decode_persistent_attention.cuh"
+#include "decode_persistent_ring.cuh"
+#include "decode_persistent_rows.cuh"
 
-static_assert(most_pairs(QKV) * lanes_of(QKV) <= THREADS, "one pair a thread");
+static_assert(most_quads(QKV) <= NUM_WARPS && most_quads(OUTPUT) <= NUM_WARPS, "one quad a warp");
 
-// What a thread will need when its sums are there, asked for before they are.
+// What a lane will need when its sums are there, asked for before they are: of its pair of a quad.
 struct Extras {
-  float first, second, cosine, sine;
+  __half first, second;  // not converted: that would wait for them
+  float cosine, sine;
 };
 
-__device__ __forceinline__ Extras ask_qkv(const Step &step, const Layer &layer, const Work &work, int item) {
-  Extras extras = {0.f, 0.f, 1.f, 0.f};
-  if (item >= work.count) return extras;
-  const int pair = work.first + item, head = pair / HALF_DIM, column = pair % HALF_DIM;
+// Lane 4 s + r looks after row r of the quad; quads go round the warps.
+__device__ __forceinline__ int row_of_lane() { return threadIdx.x % 4; }
+
+__device__ __forceinline__ Extras ask_qkv(const Step &step, const Layer &layer, const Share &share) {
+  Extras extras = {__float2half(0.f), __float2half(0.f), 1.f, 0.f};
+  const int quad = threadIdx.x / WARP;
+  if (quad >= share.count) return extras;
+  const int pair = (share.first + quad) * 4 + row_of_lane(), head = pair / HALF_DIM, column = pair % HALF_DIM;
   if (layer.bias) {
-    extras.first = __half2float(layer.bias[head * HEAD_DIM + column]);
-    extras.second = __half2float(layer.bias[head * HEAD_DIM + HALF_DIM + column]);
+    extras.first = layer.bias[head * HEAD_DIM + column];
+    extras.second = layer.bias[head * HEAD_DIM + HALF_DIM + column];
   }
   if (head < NUM_HEADS + NUM_KV_HEADS) {
-    const float *angle = step.cos_sin + size_t(step.position) * HEAD_DIM + column;
+    const float *angle = step.from.cos_sin + size_t(step.position) * HEAD_DIM + column;
     extras.cosine = angle[0];
     extras.sine = angle[HALF_DIM];
   }
   return extras;
 }
 
-__device__ __forceinline__ void finish_qkv(const Step &step, const Layer &layer, int pair, float first, float second,
+// The four lanes' values as halves; right in lanes of r = 0.
+__device__ __forceinline__ uint2 gather4(float value) {
+  const u32 two = pack_halves(value, __shfl_down_sync(~0u, value, 1));
+  return make_uint2(two, __shfl_down_sync(~0u, two, 2));
+}
+
+__device__ __forceinline__ void finish_qkv(const Step &step, const Layer &layer, int quad, float first, float second,
                                            const Extras &extras, u32 tag) {
-  const int head = pair / HALF_DIM, column = pair % HALF_DIM;
-  first += extras.first;
-  second += extras.second;
-  const float turned = first * extras.cosine - second * extras.sine;
-  second = second * extras.cosine + first * extras.sine;
-  u32 *tagged = step.query + head * HEAD_DIM + column;  // the new key and value follow the queries
-  send(tagged, turned, tag);
-  send(tagged + HALF_DIM, second, tag);
+  const int head = quad * 4 / HALF_DIM, column = quad * 4 % HALF_DIM;
+  first += __half2float(extras.first);
+  second += __half2float(extras.second);
+  const uint2 turned = gather4(first * extras.cosine - second * extras.sine);
+  const uint2 other = gather4(second * extras.cosine + first * extras.sine);
+  if (threadIdx.x % WARP) return;
+  u64 *words = step.from.words + QUERY + (head * HEAD_DIM + column) / 4;  // the new key and value follow the queries
+  send(words, turned.x, turned.y, tag);
+  send(words + HALF_DIM / 4, other.x, other.y, tag);
   if (head >= NUM_HEADS) {
     const bool is_key = head < NUM_HEADS + NUM_KV_HEADS;
     const int kv_head = head - NUM_HEADS - (is_key ? 0 : NUM_KV_HEADS);
-    __half *row = (is_key ? layer.keys : layer.values) + (size_t(kv_head) * step.cache_length + step.position) * HEAD_DIM;
-    row[column] = __float2half(turned);
-    row[column + HALF_DIM] = __float2half(second);
+    __half *cache = is_key ? layer.keys : layer.values;
+    __half *row = cache + (size_t(kv_head) * step.from.cache_length + step.position) * HEAD_DIM;
+    *reinterpret_cast<uint2 *>(row + column) = turned;
+    *reinterpret_cast<uint2 *>(row + column + HALF_DIM) = other;
   }
 }
 
-// hidden = residual + W x, for two outputs of the block.
-__device__ __forceinline__ void finish_residual(const Step &step, const Work &work, int item, float first,
-                                                float second, float *residual, u32 *tagged, u32 tag, bool is_last) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int n = work.output(work.first + item, half);
-    if (n >= HIDDEN) continue;
-    const __half v = __float2half(residual[item * 2 + half] + (half ? second : first));
-    residual[item * 2 + half] = __half2float(v);
-    send(tagged + n, __half2float(v), tag);
-    if (is_last) step.hidden[n] = v;
-  }
+// hidden = residual + W x, for four outputs of the block.
+__device__ __forceinline__ void finish_residual(const Step &step, const Share &share, int phase, int quad, float sum,
+                                                bool is_last, u32 tag) {
+  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT) + quad * 4 + row_of_lane();
+  const float value = __half2float(__float2half(*residual + sum));
+  const uint2 halves = gather4(value);  // all lanes have read by now
+  if (threadIdx.x % WARP < 4) *residual = value;
+  if (threadIdx.x % WARP) return;
+  send(step.from.words + (phase == OUTPUT ? HIDDEN_OUTPUT : HIDDEN_DOWN) + share.first + quad, halves.x, halves.y, tag);
+  if (is_last) *reinterpret_cast<uint2 *>(step.from.hidden + (share.first + quad) * 4) = halves;
 }
 
-// Sums of the block's outputs, two of a pair at a time; LANES lanes share a pair.
-template <int PHASE, class Finish>
-__device__ __forceinline__ void finish_phase(const Work &work, const float *sums, Finish finish) {
-  constexpr int LANES = lanes_of(PHASE), PIECES = inputs_of(PHASE) / UNIT_INPUTS, STRIDE = sums_stride(PHASE);
-  const int lane = threadIdx.x % LANES;
+// Where an output of the output and down projections has its sums.
+__device__ __forceinline__ int output_of(int row) { return row / HEIGHT * TILE + row % HEIGHT; }
+
+// Quads that a warp ends together: as many as spare it a second round.
+constexpr __host__ __device__ int quads_at_once(int phase) {
+  const int rounds = (most_quads(phase) + NUM_WARPS - 1) / NUM_WARPS;
+  return rounds > 2 ? 4 : rounds;
+}
+
+// The units' sums -> outputs. Of a warp with n quads at once, lane 4 (s n + q) + r adds up every (8 / n)-th
+// piece of row r of quad q.
+template <int PHASE>
+__device__ __forceinline__ void finish(const Step &step, int index, const Extras &extras, u32 tag) {
+  constexpr int AT_ONCE = quads_at_once(PHASE), SHARERS = 8 / AT_ONCE, PIECES = pieces_of(PHASE);
+  constexpr bool PAIRED = is_paired(PHASE);
+  const Share share(PHASE);
 #pragma unroll 1
-  for (int base = 0; base < most_pairs(PHASE); base += THREADS / LANES) {
-    const int item = base + threadIdx.x / LANES;
-    const float *from = sums + item / 8 * 16 + item % 8;
+  for (int base = threadIdx.x / WARP * AT_ONCE; base < share.count; base += NUM_WARPS * AT_ONCE) {
+    const int quad = base + threadIdx.x / 4 % AT_ONCE, sharer = threadIdx.x % WARP / (4 * AT_ONCE);
+    const int output = PAIRED ? quad / 2 * TILE + quad % 2 * 4 + row_of_lane() : output_of(quad * 4 + row_of_lane());
+    const float *from = reinterpret_cast<const float *>(step.shared + SUMS_AT) + output + sharer * sums_stride(PHASE);
     float first = 0.f, second = 0.f;
-    if (item < work.count) {
-#pragma unroll 5
-      for (int piece = lane; piece < PIECES; piece += LANES) {
-        first += from[piece * STRIDE];
-        second += from[piece * STRIDE + 8];
-      }
+#pragma unroll
+    for (int piece = 0; piece < PIECES; piece += SHARERS) {
+      if (piece + SHARERS > PIECES && piece + sharer >= PIECES) continue;
+      first += from[piece * sums_stride(PHASE)];
+      if (PAIRED) second += from[piece * sums_stride(PHASE) + 8];
     }
 #pragma unroll
-    for (int offset = LANES / 2; offset; offset /= 2) {
+    for (int offset = 4 * AT_ONCE; offset < WARP; offset *= 2) {
       first += __shfl_xor_sync(~0u, first, offset);
-      second += __shfl_xor_sync(~0u, second, offset);
+      if (PAIRED) second += __shfl_xor_sync(~0u, second, offset);
     }
-    if (item < work.count && lane == 0) finish(item, first, second);
-  }
-}
-
-// x of a phase, as soon as the others have sent it; ends with a barrier.
-template <int PHASE>
-__device__ __forceinline__ void receive_phase(const Step &step, const Room &room, int index, u32 tag) {
-  const Layer &layer = step.layers[index];
-  if (PHASE == QKV) {
-    if (index == 0)
-      receive<HIDDEN, true, false>(reinterpret_cast<const u32 *>(step.embedding), layer.norms[0], step.eps, 0, room);
-    else
-      receive<HIDDEN, true, true>(step.hidden_down, layer.norms[0], step.eps, tag - 1, room);
-  } else if (PHASE == OUTPUT) {
-    receive<NUM_HEADS * HEAD_DIM, false, true>(step.mixed, nullptr, 0.f, tag, room);
-  } else if (PHASE == GATE_UP) {
-    receive<HIDDEN, true, true>(step.hidden_output, layer.norms[1], step.eps, tag, room);
-  } else {
-    receive<INTERMEDIATE, false, true>(step.inner, nullptr, 0.f, tag, room);
-  }
-}
-
-template <int PHASE>
-__device__ __forceinline__ void run_phase(const Step &step, const Room &room, Ahead &ahead, int &stage, int index,
-                                          u32 tag) {
-  const Layer &layer = step.layers[index];
-  const Work work = work_of(step.layers + index, PHASE, room.shares);
-  Extras extras = {};
-  if (PHASE == QKV) extras = ask_qkv(step, layer, work, threadIdx.x / lanes_of(QKV));
-  receive_phase<PHASE>(step, room, index, tag);
-  multiply_units<PHASE>(step, room, ahead, stage, work);
-  __syncthreads();
-  finish_phase<PHASE>(work, room.sums, [&](int item, float first, float second) {
     if (PHASE == QKV) {
-      finish_qkv(step, layer, work.first + item, first, second, extras, tag);
+      finish_qkv(step, step.layer(index), share.first + quad, first, second, extras, tag);
     } else if (PHASE == GATE_UP) {
-      send(step.inner + work.first + item, first / (1.f + __expf(-first)) * second, tag);
+      const uint2 halves = gather4(first * inverse(1.f + __expf(-first)) * second);
+      if (threadIdx.x % WARP < 4 * AT_ONCE && threadIdx.x % 4 == 0 && quad < share.count)
+        send(step.from.words + INNER + share.first + quad, halves.x, halves.y, tag);
     } else {
-      finish_residual(step, work, item, first, second, room.residual,
-                      PHASE == OUTPUT ? step.hidden_output : step.hidden_down, tag,
-                      PHASE == DOWN && index == step.num_layers - 1);
-    }
-  });
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1) decode_step(const __grid_constant__ Arguments arguments) {
-  extern __shared__ __align__(128) unsigned char shared[];
-  __shared__ Shares shares;
-  if (threadIdx.x < NUM_PHASES) shares[threadIdx.x] = share_of(threadIdx.x);
-  __syncthreads();
-  const Room room(shared, shares);
-  const Step step(arguments);
-  Ahead ahead;
-  ahead.start(step, room);
-#pragma unroll 1
-  for (int i = 0; i < STAGES; i++) ahead.load(step, room);
-  {
-    const Work work = work_of(step.layers, OUTPUT, shares);
-    for (int i = threadIdx.x; i < 2 * work.count; i += THREADS) {
-      const int n = work.output(work.first + i / 2, i % 2);
-      room.residual[i] = n < HIDDEN ? __half2float(step.embedding[n]) : 0.f;
+      finish_residual(step, share, PHASE, quad, first, PHASE == DOWN && index == LAYERS - 1, tag);
     }
   }
-  int stage = 0;
+}
+
+__device__ __forceinline__ void finish_phase(const Step &step, int phase, int index, const Extras &extras, u32 tag) {
+  if (phase == QKV) finish<QKV>(step, index, extras, tag);
+  if (phase == OUTPUT) finish<OUTPUT>(step, index, extras, tag);
+  if (phase == GATE_UP) finish<GATE_UP>(step, index, extras, tag);
+  if (phase == DOWN) finish<DOWN>(step, index, extras, tag);
+}
+
+__device__ __forceinline__ void prepare(const Step &step) {
+  const u32 base = shared_address(step.shared);
+  if (threadIdx.x < NUM_WARPS * STAGES) make_barrier(base + BARRIERS_AT + threadIdx.x * 8);
+  if (threadIdx.x < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + threadIdx.x * 8);
+  publish_barriers();
+  list_units(step);
+  const u64 *layers = reinterpret_cast<const u64 *>(step.from.layers);
+  for (int i = threadIdx.x; i < LAYERS * int(sizeof(Layer)) / 8; i += THREADS)
+    reinterpret_cast<u64 *>(step.shared + LAYERS_AT)[i] = layers[i];
+  const Share share(OUTPUT);
+  const __half *embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN + share.first * 4;
+  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
+  for (int i = threadIdx.x; i < share.count * 4; i += THREADS) residual[i] = __half2float(embedding[i]);
+  __syncthreads();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__ Maps maps) {
+  extern __shared__ __align__(1024) unsigned char room[];
+  unsigned char *shared = room + (1024 - shared_address(room) % 1024) % 1024;
+  const Step step = {arguments, maps, shared, __ldcg(arguments.place)};
+  const u32 epoch = __ldcg(arguments.epochs + blockIdx.x);
+  prepare(step);
+  Ring ring(step);
+  u32 key_parity = 0;
+  ask_keys(step, 0);
 #pragma unroll 1
-  for (int index = 0; index < step.num_layers; index++) {
-    const u32 tag = step.epoch + index + 1;
-    copy_keys(arguments, index, shared, step.position);
-    run_phase<QKV>(step, room, ahead, stage, index, tag);
-    attend(arguments, index, shared, step.position, tag);
-    run_phase<OUTPUT>(step, room, ahead, stage, index, tag);
-    run_phase<GATE_UP>(step, room, ahead, stage, index, tag);
-    run_phase<DOWN>(step, room, ahead, stage, index, tag);
+  for (int i = 0; i < STAGES; i++) ring.load(step, i);
+#pragma unroll 1
+  for (int index = 0; index < LAYERS; index++) {
+    const u32 tag = epoch + index + 1;
+    Extras extras = ask_qkv(step, step.layer(index), Share(QKV));
+#pragma unroll 1
+    for (int phase = 0; phase < NUM_PHASES; phase++) {
+      const Step now = {arguments, maps, step.shared + nothing(), step.position};
+      if (phase == OUTPUT) {
+        attend(now, index, key_parity, tag);
+        if (UNITS_AHEAD) ring.ask_ahead(now);
+      }
+      receive_phase(now, phase, index, tag);
+      multiply_units(now, ring, phase);
+      __syncthreads();
+      if (phase == DOWN && index + 1 < LAYERS) ask_keys(now, index + 1);
+      finish_phase(now, phase, index, extras, tag);
+      ring.refill(now, phase);
+    }
   }
   let_next_kernel_start();
-  // The last block to come moves the tags on: every other has read where they began.
-  if (threadIdx.x == 0) {
-    __threadfence();
-    if (atomicAdd(arguments.state + 1, 1) == int(gridDim.x) - 1) {
-      arguments.state[1] = 0;
-      arguments.state[0] = (step.epoch + step.num_layers) & 0xffff;
-    }
-  }
+  if (threadIdx.x == 0) arguments.epochs[blockIdx.x] = epoch + LAYERS;  // nobody else reads it
 }

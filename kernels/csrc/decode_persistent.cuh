@@ -1,29 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the persistent decode step is made of: shares, values with tags, rings of weights, sums.
+// What the persistent decode step is cut into: phases, blocks' shares, room in shared memory.
 //
-// A tile is 16 outputs (8 pairs); a unit is a tile x 256 inputs, two groups. The units of a block's
-// share go round its warps. Lane 4 g + t of a warp multiplies outputs g and g + 8 of the tile with a
-// quarter of each group; the tensor core adds the quarters up.
+// A quad is four outputs (of qkv, gate and up: four pairs of outputs). A block's share of a matrix
+// is whole quads; a tile is up to 16 outputs of it (8 pairs); a unit is a tile x 256 inputs, two
+// groups. The units of a share go round the block's warps.
 #pragma once
-#include "decode_ptx.cuh"
-
-#ifndef POLL_SLEEP_NS
-#define POLL_SLEEP_NS 20
-#endif
+#include "decode_persistent_ptx.cuh"
 
 constexpr int NUM_WARPS = THREADS / WARP;
 constexpr int HALF_DIM = HEAD_DIM / 2;
 constexpr int ALL_HEADS = NUM_HEADS + 2 * NUM_KV_HEADS;
 constexpr int REPEATS = NUM_HEADS / NUM_KV_HEADS;
 constexpr int UNIT_INPUTS = 2 * GROUP;
-constexpr int CODE_BYTES = 16 * UNIT_INPUTS / 2;
-constexpr int STAGE_BYTES = CODE_BYTES + 16 * 2 * 4;  // and a scale and a zero point per output and group
-constexpr int MOST_POLLS = 1 << 22;                   // seconds: another block is lost
+constexpr int TILE = 16;  // outputs
+constexpr int CODE_BYTES = TILE * UNIT_INPUTS / 2;
+constexpr int SCALE_BYTES = TILE * 2 * 4;  // a scale and a zero point per output and group
 
 enum Phase { QKV, OUTPUT, GATE_UP, DOWN, NUM_PHASES };
 
 struct Layer {  // pointers, as the host lays them out
-  const unsigned char *codes[NUM_PHASES], *scale_zero[NUM_PHASES];
   const __half *bias;  // of q | k | v, or null
   const __half *norms[2];
   __half *keys, *values;  // (Hkv, S, d)
@@ -31,359 +26,124 @@ struct Layer {  // pointers, as the host lays them out
 
 struct Arguments {
   const Layer *layers;
-  const int *token, *place;  // place: position, then keys in sight
+  const unsigned char *scales;  // [layer][phase][block][tile][piece][output][group], packed for this kernel
+  const int *token, *place;     // place: position, then keys in sight
   const __half *table;       // (V, D)
   const float *cos_sin;      // (S, d)
   __half *hidden;            // (D): the result
-  u32 *tagged;               // NUM_TAGGED words; all 0 before the first launch ever
-  float2 *found;             // (H, splits, d + 2) of attention, tagged
-  int *state;                // the last tag, and how many blocks are through
-  int num_layers, cache_length;
+  u64 *words;                // NUM_WORDS; all 0 before the first launch ever
+  uint4 *found;              // (H, MAX_SPLITS, d / 4) of attention; all 0 before the first launch
+  u32 *epochs;               // of each block: how many layers it has run, 0 before the first launch
+  const unsigned char *head; // what the next launch will read first
+  int cache_length;
   float eps;
+  u32 head_bytes;            // of it, a part that L2 has room for
 };
 
-constexpr int NUM_TAGGED = ALL_HEADS * HEAD_DIM + NUM_HEADS * HEAD_DIM + 2 * HIDDEN + INTERMEDIATE;
-
-struct Step {
-  const Layer *layers;
-  const __half *embedding;
-  const float *cos_sin;
-  __half *hidden;
-  u32 *query, *mixed, *hidden_output, *hidden_down, *inner;
-  int position, num_layers, cache_length;
-  u32 epoch;
-  float eps;
-
-  __device__ __forceinline__ explicit Step(const Arguments &from) {
-    layers = from.layers, cos_sin = from.cos_sin, hidden = from.hidden;
-    embedding = from.table + size_t(__ldcg(from.token)) * HIDDEN;
-    query = from.tagged;
-    mixed = query + ALL_HEADS * HEAD_DIM;
-    hidden_output = mixed + NUM_HEADS * HEAD_DIM;
-    hidden_down = hidden_output + HIDDEN;
-    inner = hidden_down + HIDDEN;
-    position = __ldcg(from.place), num_layers = from.num_layers, cache_length = from.cache_length;
-    epoch = __ldcg(from.state);
-    eps = from.eps;
-  }
+// Codes: (heads, 2, half a head, K / 8) words, (1, 2, I, K / 8), or (1, 1, N, K / 8); keys and values:
+// (L, Hkv, S, d / 2) words.
+struct Maps {
+  Map codes[LAYERS * NUM_PHASES], keys, values;
 };
 
-// ---- shares of the outputs
+// Where the values of a layer stand, four to a word.
+constexpr int QUERY = 0;  // then the new key and value
+constexpr int MIXED = QUERY + ALL_HEADS * HEAD_DIM / 4;
+constexpr int HIDDEN_OUTPUT = MIXED + NUM_HEADS * HEAD_DIM / 4;
+constexpr int HIDDEN_DOWN = HIDDEN_OUTPUT + HIDDEN / 4;
+constexpr int INNER = HIDDEN_DOWN + HIDDEN / 4;
+
+constexpr __host__ __device__ int larger(int a, int b) { return a > b ? a : b; }
+
+constexpr __host__ __device__ int rounded_up(int count, int step) { return (count + step - 1) / step * step; }
+
+constexpr __host__ __device__ bool is_paired(int phase) { return phase == QKV || phase == GATE_UP; }
 
 constexpr __host__ __device__ int inputs_of(int phase) {
   return phase == DOWN ? INTERMEDIATE : phase == OUTPUT ? NUM_HEADS * HEAD_DIM : HIDDEN;
 }
 
-constexpr __host__ __device__ int pairs_of(int phase) {
-  return phase == QKV ? ALL_HEADS * HALF_DIM : phase == GATE_UP ? INTERMEDIATE : (HIDDEN + 15) / 16 * 8;
+constexpr __host__ __device__ int pieces_of(int phase) { return inputs_of(phase) / UNIT_INPUTS; }
+
+constexpr __host__ __device__ int quads_of(int phase) {
+  return (phase == QKV ? ALL_HEADS * HALF_DIM : phase == GATE_UP ? INTERMEDIATE : HIDDEN) / 4;
 }
 
-constexpr __host__ __device__ int most_pairs(int phase) { return (pairs_of(phase) + BLOCKS - 1) / BLOCKS; }
-
-constexpr __host__ __device__ int most_tiles(int phase) { return (most_pairs(phase) + 7) / 8; }
-
-// How many lanes share the last sum of a pair.
-constexpr __host__ __device__ int lanes_of(int phase) {
-  int lanes = 32;
-  while (lanes > 1 && lanes * most_pairs(phase) > THREADS) lanes /= 2;
-  return lanes;
+// Of the busiest block; pairs come in whole tiles.
+constexpr __host__ __device__ int most_quads(int phase) {
+  return is_paired(phase) ? (quads_of(phase) / 2 + BLOCKS - 1) / BLOCKS * 2 : (quads_of(phase) + BLOCKS - 1) / BLOCKS;
 }
+
+constexpr __host__ __device__ int most_tiles(int phase) {
+  return is_paired(phase) ? most_quads(phase) / 2 : (most_quads(phase) * 4 + TILE - 1) / TILE;
+}
+
+// Outputs of a tile of the output and down projections: all tiles of a share alike.
+constexpr int HEIGHT = (most_quads(OUTPUT) * 4 + most_tiles(OUTPUT) - 1) / most_tiles(OUTPUT);
 
 // Floats from one piece of the inputs to the next; 4 more than the outputs, for the banks.
-constexpr __host__ __device__ int sums_stride(int phase) { return most_tiles(phase) * 16 + 4; }
+constexpr __host__ __device__ int sums_stride(int phase) { return most_tiles(phase) * TILE + 4; }
 
-constexpr __host__ __device__ int sums_size(int phase) {
-  return inputs_of(phase) / UNIT_INPUTS * sums_stride(phase);
+constexpr __host__ __device__ int sums_size(int phase) { return pieces_of(phase) * sums_stride(phase); }
+
+constexpr __host__ __device__ int scale_bytes(int phase) {  // of all blocks
+  return BLOCKS * most_tiles(phase) * pieces_of(phase) * SCALE_BYTES;
 }
 
-constexpr __host__ __device__ int larger(int a, int b) { return a > b ? a : b; }
+constexpr int LAYER_SCALE_BYTES = scale_bytes(QKV) + scale_bytes(OUTPUT) + scale_bytes(GATE_UP) + scale_bytes(DOWN);
 
-typedef int2 Shares[NUM_PHASES];  // first, count
-
-__device__ __forceinline__ int2 share_of(int phase) {
-  const u32 num_pairs = pairs_of(phase), first = num_pairs * blockIdx.x / BLOCKS;
-  return make_int2(first, num_pairs * (blockIdx.x + 1) / BLOCKS - first);
+constexpr __host__ __device__ int most_units(int phase) {  // of a warp
+  return (most_tiles(phase) * pieces_of(phase) + NUM_WARPS - 1) / NUM_WARPS;
 }
 
-// A block's share of one matrix: pairs [first, first + count) of outputs, which stand `step` apart.
-struct Work {
-  const unsigned char *codes, *scale_zero;  // (N, K / 2) bytes, (N, G) pairs of halves
-  int first, count, num_groups, step;
-  int mask;  // output of pair p: p + (p & mask), and `step` more
+constexpr int MOST_UNITS = most_units(QKV) + most_units(OUTPUT) + most_units(GATE_UP) + most_units(DOWN);
 
-  __device__ __forceinline__ int output(int pair, int half) const { return pair + (pair & mask) + half * step; }
+struct Share {  // of a phase's quads
+  int first, count;
+  __device__ __forceinline__ explicit Share(int phase) {
+    const u32 step = is_paired(phase) ? 2 : 1, parts = quads_of(phase) / step;
+    first = parts * blockIdx.x / BLOCKS * step;
+    count = parts * (blockIdx.x + 1) / BLOCKS * step - first;
+  }
+  __device__ __forceinline__ int tiles(int phase) const { return is_paired(phase) ? count / 2 : most_tiles(phase); }
 };
 
-__device__ __forceinline__ Work work_of(const Layer *layer, int phase, const Shares &shares) {
-  Work work;
-  work.codes = layer->codes[phase];
-  work.scale_zero = layer->scale_zero[phase];
-  work.first = shares[phase].x;
-  work.count = shares[phase].y;
-  work.num_groups = inputs_of(phase) / GROUP;
-  work.step = phase == QKV ? HALF_DIM : phase == GATE_UP ? INTERMEDIATE : 8;
-  work.mask = phase == QKV ? ~(HALF_DIM - 1) : phase == GATE_UP ? 0 : ~7;
-  return work;
-}
+// ---- attention's part of the room
 
-// ---- shared memory
+constexpr int LOOKING_WARPS = 2;  // of a block
+constexpr int TILE_KEYS = 32;     // of a warp
+constexpr int BOX_BYTES = TILE_KEYS * 128;  // of 64 columns
+constexpr int TILE_BYTES = HEAD_DIM / 64 * BOX_BYTES;
+static_assert(LOOKING_WARPS % 2 == 0, "what follows the keys' barriers stands at multiples of 16");
+
+// ---- room in shared memory, from a multiple of 1024; the host counts the same (decode_persistent.py)
 
 constexpr int MOST_INPUTS = larger(INTERMEDIATE, NUM_HEADS *HEAD_DIM);
-constexpr int MOST_SUMS = larger(larger(sums_size(QKV), sums_size(OUTPUT)), larger(sums_size(GATE_UP), sums_size(DOWN)));
-// Of keys and values, behind the rows that are in use together with them.
-constexpr int TILE_START = larger(HIDDEN, NUM_HEADS *HEAD_DIM) * 2 + 32;
+constexpr int MOST_SUMS =
+    larger(larger(sums_size(QKV), sums_size(OUTPUT)), larger(sums_size(GATE_UP), sums_size(DOWN)));
+constexpr int SCALES_AT = NUM_WARPS * STAGES * CODE_BYTES;
+constexpr int BARRIERS_AT = SCALES_AT + NUM_WARPS * STAGES * SCALE_BYTES;
+constexpr int UNITS_AT = BARRIERS_AT + rounded_up(NUM_WARPS * STAGES * 8, 16);
+constexpr int SUMS_AT = UNITS_AT + NUM_WARPS * (MOST_UNITS + 1) * 16;
+constexpr int GROUP_SUMS_AT = SUMS_AT + rounded_up(MOST_SUMS * 4, 16);
+constexpr int RESIDUAL_AT = GROUP_SUMS_AT + rounded_up(MOST_INPUTS / GROUP * 8, 16);
+constexpr int REDUCTION_AT = RESIDUAL_AT + most_quads(OUTPUT) * 16;
+constexpr int KEY_BARRIERS_AT = REDUCTION_AT + 128;
+constexpr int LAYERS_AT = KEY_BARRIERS_AT + LOOKING_WARPS * 8;
+constexpr int X_AT = LAYERS_AT + rounded_up(LAYERS * int(sizeof(Layer)), 16);
+// Keys and values stand behind the rows that are in use together with them.
+constexpr int KEYS_AT = rounded_up(X_AT + larger(HIDDEN, NUM_HEADS *HEAD_DIM) * 2, 1024);
+constexpr int END_AT = larger(X_AT + MOST_INPUTS * 2, KEYS_AT + LOOKING_WARPS * 2 * TILE_BYTES);
+static_assert(END_AT + 1024 <= SHARED_BYTES, "the host has counted otherwise");
+static_assert(HIDDEN % 256 == 0 && INTERMEDIATE % 256 == 0 && NUM_HEADS * HEAD_DIM % 256 == 0, "whole units");
 
-struct Room {
-  u32 rings;
-  unsigned char *x;
-  float *group_sums, *sums, *residual, *reduction;
-  const Shares &shares;
+struct Step {
+  const Arguments &from;
+  const Maps &maps;
+  unsigned char *shared;
+  int position;
 
-  // In this order; the host counts the same (decode_persistent.py).
-  __device__ __forceinline__ Room(unsigned char *base, const Shares &all) : shares(all) {
-    rings = shared_address(base);
-    sums = reinterpret_cast<float *>(base + NUM_WARPS * STAGES * STAGE_BYTES);
-    group_sums = sums + (MOST_SUMS + 3) / 4 * 4;
-    residual = group_sums + (MOST_INPUTS / GROUP + 3) / 4 * 4;
-    reduction = residual + (2 * most_pairs(OUTPUT) + 3) / 4 * 4;
-    x = reinterpret_cast<unsigned char *>(reduction + 160);  // 32, and attention's ends: 128
+  __device__ __forceinline__ const Layer &layer(int index) const {
+    return reinterpret_cast<const Layer *>(shared + LAYERS_AT)[index];
   }
 };
-
-// ---- values with tags: the low half of a word is the value
-
-__device__ __forceinline__ void send(u32 *place, float value, u32 tag) {
-  const u32 word = u32(__half_as_ushort(__float2half(value))) | tag << 16;
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(place), "r"(word) : "memory");
-}
-
-__device__ __forceinline__ uint4 look16(const void *place) {
-  uint4 v;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(place) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ bool is_tagged(const uint4 &v, u32 tag) {
-  const u32 wanted = tag << 16;
-  return !(((v.x ^ wanted) | (v.y ^ wanted) | (v.z ^ wanted) | (v.w ^ wanted)) & 0xffff0000u);
-}
-
-__device__ __forceinline__ void wait_tagged(uint4 &v, const u32 *place, u32 tag) {
-  for (int polls = 0; !is_tagged(v, tag); polls++) {
-    if (polls > MOST_POLLS) __trap();
-    if (POLL_SLEEP_NS) __nanosleep(POLL_SLEEP_NS);
-    v = look16(place);
-  }
-}
-
-__device__ __forceinline__ uint2 values_of(const uint4 &v) {
-  return make_uint2(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.z, v.w, 0x5410));
-}
-
-// ---- rings
-
-// A warp's loads go on from matrix to matrix, ahead of the sums.
-struct Ahead {
-  u32 ring;
-  int stage, layer, phase, tile, piece, num_pieces, tiles;
-  Work work;
-
-  __device__ __forceinline__ void begin() {
-    num_pieces = work.num_groups / 2;
-    tiles = (work.count + 7) / 8;
-    tile = threadIdx.x / WARP / num_pieces;
-    piece = threadIdx.x / WARP - tile * num_pieces;
-  }
-
-  __device__ __forceinline__ void start(const Step &step, const Room &room) {
-    ring = room.rings + threadIdx.x / WARP * (STAGES * STAGE_BYTES);
-    stage = layer = phase = 0;
-    work = work_of(step.layers, 0, room.shares);
-    begin();
-  }
-
-  // Asks for the warp's next unit; always counts as one group of copies.
-  __device__ __forceinline__ void load(const Step &step, const Room &room) {
-    while (tile >= tiles && layer < step.num_layers) {
-      if (++phase == NUM_PHASES) phase = 0, layer++;
-      if (layer == step.num_layers) break;
-      work = work_of(step.layers + layer, phase, room.shares);
-      begin();
-    }
-    if (layer < step.num_layers) {
-      copy_unit();
-      piece += NUM_WARPS;
-      while (piece >= num_pieces) piece -= num_pieces, tile++;
-      if (++stage == STAGES) stage = 0;
-    }
-    commit_copies();
-  }
-
-  // Rows of 128 bytes, 8 lanes each; the halves of odd rows change places, for the banks.
-  __device__ __forceinline__ void copy_unit() const {
-    const int lane = threadIdx.x % WARP, row = lane / 8, chunk = lane % 8;
-    const u32 row_bytes = work.num_groups * (GROUP / 2);
-    const u32 slot = ring + stage * STAGE_BYTES;
-    const u32 target = slot + row * 128 + (chunk ^ (row & 1) << 2) * 16;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int pair = tile * 8 + row + 4 * i;
-      if (pair < work.count) {
-        const u32 offset = u32(work.output(work.first + pair, 0)) * row_bytes + piece * 128 + chunk * 16;
-        copy16(target + i * 512, work.codes + offset);
-        copy16(target + 1024 + i * 512, work.codes + offset + work.step * row_bytes);
-      }
-    }
-    const int pair = tile * 8 + lane / 2 % 8;
-    if (pair < work.count) {
-      const u32 n = work.output(work.first + pair, lane / 16);
-      copy4(slot + CODE_BYTES + lane * 4, work.scale_zero + (n * work.num_groups + piece * 2 + lane % 2) * 4);
-    }
-  }
-};
-
-// ---- products
-
-// 8 codes -> four pairs of halves 64 + code, exactly; the caller takes (64 + zero) * (sum of x) off.
-__device__ __forceinline__ void unpack_codes(u32 (&v)[4], u32 word) {
-  const u32 magic = 0x54005400u;  // 64; the code stands 4 bits above the last, which is 1 / 16
-  v[0] = and_or<0x00f000f0u>(word << 4, magic);
-  v[1] = and_or<0x00f000f0u>(word, magic);
-  v[2] = and_or<0x00f000f0u>(word >> 4, magic);
-  v[3] = and_or<0x00f000f0u>(word >> 8, magic);
-}
-
-__device__ __forceinline__ void multiply_words(float (&sum)[4], u32 word_a, u32 word_b, uint4 x) {
-  u32 a[4], b[4];
-  unpack_codes(a, word_a);
-  unpack_codes(b, word_b);
-  multiply_16x8x16(sum, a[0], b[0], a[1], b[1], x.x, x.y);
-  multiply_16x8x16(sum, a[2], b[2], a[3], b[3], x.z, x.w);
-}
-
-__device__ __forceinline__ float scaled(float sum, u32 scale_zero, float sum_x) {
-  const float2 v = unpack_halves(scale_zero);
-  return v.x * (sum - (v.y + 64.f) * sum_x);
-}
-
-// The warp's units of one phase; a unit's sums have a place of their own.
-template <int PHASE>
-__device__ __forceinline__ void multiply_units(const Step &step, const Room &room, Ahead &ahead, int &stage,
-                                               const Work &work) {
-  constexpr int PIECES = inputs_of(PHASE) / UNIT_INPUTS, STRIDE = sums_stride(PHASE);
-  const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-  const u32 x = shared_address(room.x) + t * 16, group_sums = shared_address(room.group_sums);
-  const u32 codes = ahead.ring + g * 128 + (t ^ (g & 1) << 2) * 16;
-  const int tiles = (work.count + 7) / 8;
-  int tile = warp / PIECES, piece = warp % PIECES;
-#pragma unroll 1
-  while (tile < tiles) {
-    wait_copies<STAGES - 1>();
-    __syncwarp();
-    const u32 slot = stage * STAGE_BYTES, scales = ahead.ring + slot + CODE_BYTES + g * 8;
-    float sums[2][4] = {{0.f, 0.f, 0.f, 0.f}, {0.f, 0.f, 0.f, 0.f}};
-    uint4 a[2], b[2];
-#pragma unroll
-    for (int group = 0; group < 2; group++) {
-      const u32 address = (codes + slot) ^ group * 64;
-      a[group] = load_shared16(address);
-      b[group] = load_shared16(address + 1024);
-    }
-    const u32 x_piece = x + piece * (UNIT_INPUTS * 2);
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-#pragma unroll
-      for (int group = 0; group < 2; group++)
-        multiply_words(sums[group], (&a[group].x)[j], (&b[group].x)[j], load_shared16(x_piece + group * 256 + j * 64));
-    const uint2 scales_a = load_shared8(scales), scales_b = load_shared8(scales + 64);
-    const uint2 sums_x = load_shared8(group_sums + piece * 8);
-    const float first_x = __uint_as_float(sums_x.x), second_x = __uint_as_float(sums_x.y);
-    if (t == 0) {
-      float *target = room.sums + piece * STRIDE + tile * 16 + g;
-      target[0] = scaled(sums[0][0], scales_a.x, first_x) + scaled(sums[1][0], scales_a.y, second_x);
-      target[8] = scaled(sums[0][2], scales_b.x, first_x) + scaled(sums[1][2], scales_b.y, second_x);
-    }
-    tile += NUM_WARPS / PIECES;
-    piece += NUM_WARPS % PIECES;
-    if (piece >= PIECES) piece -= PIECES, tile++;
-    if (++stage == STAGES) stage = 0;
-    __syncwarp();
-    ahead.load(step, room);
-  }
-}
-
-// ---- inputs
-
-__device__ __forceinline__ float2 sums_of4(uint2 v) {  // of values, of squares
-  const float2 a = unpack_halves(v.x), b = unpack_halves(v.y);
-  return make_float2(a.x + a.y + b.x + b.y, a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y);
-}
-
-__device__ __forceinline__ u32 norm2(u32 v, float factor, u32 weight) {
-  const float2 f = unpack_halves(v);
-  const u32 rounded = pack_halves(f.x * factor, f.y * factor);
-  const half2 out = __hmul2(*reinterpret_cast<const half2 *>(&rounded), *reinterpret_cast<const half2 *>(&weight));
-  return *reinterpret_cast<const u32 *>(&out);
-}
-
-// COUNT values, sent with a tag or plain halves -> shared memory, normed if asked for, with the sum
-// of each group. Of a group's 16 pieces of 8 values, piece 4 t + j stands at 4 j + t, so that the
-// lanes that read piece j of each quarter meet no bank twice. Ends with a barrier.
-template <int COUNT, bool NORMS, bool IS_TAGGED>
-__device__ __forceinline__ void receive(const u32 *source, const __half *norm_weight, float eps, u32 tag,
-                                        const Room &room) {
-  constexpr int FOURS = COUNT / 4, ROUNDS = (FOURS + THREADS - 1) / THREADS, AT_ONCE = ROUNDS < 7 ? ROUNDS : 7;
-  static_assert(!NORMS || ROUNDS <= AT_ONCE, "a normed row stays in registers");
-  const int lane = threadIdx.x % WARP;
-#pragma unroll 1
-  for (int base = 0; base < ROUNDS; base += AT_ONCE) {
-    uint4 words[AT_ONCE];
-    uint2 weights[AT_ONCE], values[AT_ONCE];
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      const int four = (base + i) * THREADS + threadIdx.x;
-      weights[i] = values[i] = make_uint2(0u, 0u);
-      words[i] = make_uint4(0u, 0u, 0u, 0u);
-      if (four >= FOURS) continue;
-      if (NORMS) weights[i] = __ldg(reinterpret_cast<const uint2 *>(norm_weight) + four);
-      if (IS_TAGGED)
-        words[i] = look16(source + four * 4);
-      else
-        values[i] = __ldcg(reinterpret_cast<const uint2 *>(source) + four);
-    }
-    float squares = 0.f;
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      const int four = (base + i) * THREADS + threadIdx.x;
-      if (four < FOURS && IS_TAGGED) {
-        wait_tagged(words[i], source + four * 4, tag);
-        values[i] = values_of(words[i]);
-      }
-      if (NORMS) squares += sums_of4(values[i]).y;
-    }
-    float factor = 1.f;
-    if (NORMS) {
-      squares = sum_over_warp(squares);
-      if (lane == 0) room.reduction[threadIdx.x / WARP] = squares;
-      __syncthreads();
-      float total = 0.f;
-#pragma unroll
-      for (int w = 0; w < NUM_WARPS; w++) total += room.reduction[w];
-      factor = rsqrtf(total / COUNT + eps);
-    }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      const int first = (base + i) * THREADS + threadIdx.x - lane, four = first + lane;
-      if (first >= FOURS) continue;  // whole warps: 32 lanes hold one group
-      uint2 v = values[i];
-      if (NORMS) v = make_uint2(norm2(v.x, factor, weights[i].x), norm2(v.y, factor, weights[i].y));
-      const int piece = lane / 2;
-      const int place = first * 8 + (piece % 4 * 4 + piece / 4) * 16 + lane % 2 * 8;
-      if (four < FOURS) *reinterpret_cast<uint2 *>(room.x + place) = v;
-      const float sum = sum_over_warp(sums_of4(v).x);
-      if (lane == 0) room.group_sums[first / 32] = sum;
-    }
-  }
-  __syncthreads();
-}

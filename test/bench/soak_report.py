@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import theilslopes
 
 COMMAND_DEADLINE_S = 0.25  # the bound of docs/safety.md
-MAX_GROWTH_MB = 20.0  # of all processes together, last third against second
+MAX_GROWTH_MB = 20.0  # of all processes together, last third of the episodes against second
 SHORT_MINUTES, MAX_SHORT_GROWTH_MB = 10.0, 150.0  # few episodes: one large scene is no leak
 MAX_LATE_SHARE = 0.001  # commands later than the deadline: the machine may stall, the node may not
 MIN_FOR_SLOPE = 6  # episodes
@@ -100,11 +100,22 @@ class SoakReport:
         )
 
     def growth_mb(self) -> float:
-        """Median of the last third of the episodes less that of the second."""
+        """From the second third of the episodes to the last, apartment by apartment: their median.
+
+        Apartments differ by more than what is allowed; compared are only those met in both.
+        """
+        third = max(1, len(self._episodes) // 3)
         totals = self._memory("total")
-        third = max(1, len(totals) // 3)
-        middle = totals[third : 2 * third] or totals
-        return float(np.median(totals[-third:]) - np.median(middle)) if totals else 0.0
+
+        def by_seed(places: range) -> dict[int, float]:
+            found: dict[int, list[float]] = {}
+            for place in places:
+                found.setdefault(self._episodes[place]["seed"], []).append(totals[place])
+            return {seed: float(np.median(values)) for seed, values in found.items()}
+
+        before = by_seed(range(third, min(2 * third, len(totals))))
+        after = by_seed(range(max(0, len(totals) - third), len(totals)))
+        return float(np.median([after[s] - before[s] for s in before.keys() & after] or [0.0]))
 
     def slope_mb_per_hour(self, name: str) -> dict[str, float] | None:
         """Theil-Sen's slope and its 95 % interval, the first third left out; None: too short."""

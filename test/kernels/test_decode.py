@@ -242,9 +242,15 @@ def test_more_rows_than_a_kernel_takes_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [(132, 232448, 233472), (40, 101376, 102400), (108, 166912, 167936)]
+    "limits",
+    [
+        (132, 232448, 233472, (9, 0)),
+        (40, 101376, 102400, (8, 9)),
+        (108, 166912, 167936, (8, 0)),
+        (82, 101376, 102400, (12, 0)),
+    ],
 )
-def test_plans_fit_every_gpu(limits: tuple[int, int, int]) -> None:
+def test_plans_fit_every_gpu(limits: tuple[int, int, int, tuple[int, int]]) -> None:
     from nvila_ros.kernels import decode_plan
 
     device = decode_plan.Device(*limits)
@@ -253,3 +259,4 @@ def test_plans_fit_every_gpu(limits: tuple[int, int, int]) -> None:
         plan = decode_plan.plan_linear(device, num_rows, pairs, num_inputs)
         assert plan.shared_bytes <= device.block_bytes
         assert plan.num_chunks * plan.defines["BATCH"] >= num_rows
+        assert 32 * plan.num_warps <= plan.defines["MAX_THREADS"]

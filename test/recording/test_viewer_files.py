@@ -2,6 +2,8 @@
 """The layouts for Foxglove and RViz: whole, and of topics that the nodes really have."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 
 from nvila_ros import cli
 
+RERUN = shutil.which("rerun")
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 TOPICS = {
     *("/image/compressed", "/camera_info", "/odom", "/scan", "/cmd_vel", "/instruction"),
@@ -54,13 +57,30 @@ def test_view_says_where_a_bag_can_be_looked_at(model_drive, monkeypatch, capsys
     assert not ended.value.code and "foxglove.json" in output and "rerun-sdk" in output
 
 
-def test_view_opens_rerun_where_it_is_installed(model_drive, monkeypatch, tmp_path):
+@pytest.mark.parametrize("display, options", [(":0", []), ("", ["--web-viewer"])])
+def test_view_opens_rerun_for_this_machine_alone(
+    model_drive, monkeypatch, tmp_path, display, options
+):
+    """It would listen on every interface; without a screen it serves a page instead of failing."""
     program = tmp_path / "rerun"
-    program.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/opened\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr("sys.argv", ["nvila", "view", str(model_drive)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert (tmp_path / "opened").read_text().strip() == str(model_drive)
+    words = (tmp_path / "opened").read_text().split()
+    assert words == ["--bind", "127.0.0.1", *options, str(model_drive)]
+
+
+@pytest.mark.skipif(RERUN is None, reason="no rerun here: pip install rerun-sdk (760 MB)")
+def test_rerun_reads_every_topic_of_a_recording(model_drive, tmp_path):
+    target = tmp_path / "drive.rrd"
+    subprocess.run([RERUN, "mcap", "convert", str(model_drive), "-o", str(target)], check=True)
+    told = subprocess.run([RERUN, "rrd", "stats", str(target)], capture_output=True, text=True)
+    named = {line.split(":")[0] for line in told.stdout.splitlines() if line.startswith("/")}
+    recorded = {"/image/compressed", "/odom", "/instruction"}
+    assert recorded | {"/navigator/decision", "/navigator/state"} <= named

@@ -53,6 +53,15 @@ def test_a_leak_is_seen_in_the_process_that_has_it(soaked):
     assert slope["simulator_node"]["low"] <= 0.0 <= slope["simulator_node"]["high"]
 
 
+def test_large_apartments_are_no_leak(tmp_path):
+    """Ten episodes in five apartments: the last third met larger ones than the second."""
+    report = SoakReport(tmp_path / "report.json", 20.0)
+    for number in range(10):
+        memory = {"simulator_node": 250.0 + 40.0 * (number % 5)}
+        report.add(float(number), number % 5, "SUCCEEDED", heard(), memory)
+    assert report.growth_mb() == 0.0
+
+
 def test_late_commands_are_judged_unless_the_machine_is_shared(soaked):
     def late():
         return heard((0.05,) * 100 + (0.3,))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -174,8 +175,9 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Each check stands alone; the result is the last line on stdout."""
-    result: dict[str, Any] = {"row": "checks"}
+    """Each check stands alone; each prints all results so far."""
+    result: dict[str, Any] = {"row": "checks", "is_compiled": not IS_EAGER}
+    begin_s = time.perf_counter()
     for check in (optimizer, losses, attention, products):
         try:
             result[check.__name__] = check()
@@ -183,9 +185,10 @@ def main() -> None:
             traceback.print_exc()
             result[check.__name__] = f"{type(error).__name__}: {error}"[:600]
         torch.cuda.empty_cache()
+        spent = f"{time.perf_counter() - begin_s:6.1f} s"
+        print(f"{spent}  {check.__name__}: {result[check.__name__]}", file=sys.stderr, flush=True)
+        print("RESULT " + json.dumps(result), flush=True)  # the last one counts
     print("READY", flush=True)
-    sys.stdin.readline()
-    print("RESULT " + json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tower of a few thousand weights, exported; and single int8 products in several forms."""
 
+import resource
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from nvila_ros.models.config import LanguageConfig, NvilaConfig, VisionConfig
 from nvila_ros.models.export import export_onnx
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.onnx_calibration import calibrate
+from nvila_ros.models.onnx_float_layers import float_names, keep_floats
 
 FINGERPRINT = "0123456789abcdef"
 SIDE_PX = 80
@@ -87,15 +91,47 @@ def export():
 
 
 @pytest.fixture
+def largest_file():
+    """Bytes -> no file of this process may become larger, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda num_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
 def graph_of(tmp_path):
-    """Precision -> a graph in half precision, or in int8 with the rest in half precision."""
+    """Precision -> a graph in half precision, or in int8 with the rest and some linears in half."""
 
     def make(precision):
         if precision == "fp16":
             return write_graph(build_model(), tmp_path, "fp16", "fp16")
         model = to_int8(build_model())
+        keep_floats(model, float_names("0.fc1,fc2", model.config.num_vision_layers), build_model())
         scales = calibrate(model, list(draw_frames(8)))
         return write_graph(model, tmp_path, "int8", "fp16", scales)
+
+    return make
+
+
+@pytest.fixture
+def wide_int8(tmp_path):
+    """Linears kept in floats -> a graph of three layers as wide as SigLIP's, int8 and halves."""
+
+    def make(kept):
+        config = build_model().config
+        vision = replace(
+            config.vision,
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_attention_heads=16,
+            num_hidden_layers=3,
+        )
+        wide = replace(config, vision=vision, mm_vision_select_layer=-1)
+        original = Nvila.from_scratch(wide, std=0.02).eval()
+        model = to_int8(Nvila.from_scratch(wide, std=0.02).eval())
+        keep_floats(model, float_names(kept, 3), original)
+        scales = calibrate(model, list(draw_frames(2)))
+        return write_graph(model, tmp_path / kept, "int8", "fp16", scales)
 
     return make
 

@@ -146,6 +146,33 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, make_model, ex
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_the_disk_does_not_take_leaves_nothing_behind(
+    tmp_path, make_model, export, largest_file
+):
+    largest_file(20_000)
+    with pytest.raises(ExportError, match=r"cannot write .*: File too large; it needs .* MB"):
+        export(make_model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change, said", [("opset", "[Oo]pset 99"), ("op", "Frobnicate")])
+def test_a_graph_of_an_unknown_opset_or_op_is_refused_in_one_line_with_the_command(
+    tmp_path, make_model, export, change, said
+):
+    path = export(make_model(), tmp_path)
+    stored = onnx.load(path)
+    if change == "opset":
+        stored.opset_import[0].version = 99
+    else:
+        stored.graph.node[3].op_type = "Frobnicate"
+    onnx.save(stored, path)
+    with pytest.raises(ExportError, match=said) as caught:
+        OnnxVision(path, FINGERPRINT, "robot/model")
+    text = str(caught.value)
+    assert text.endswith("nvila export robot/model --part vision --precision fp32")
+    assert "\n" not in text and len(text) < 700
+
+
 def test_int8_asks_for_scales_and_floats_for_none(tmp_path, make_model, make_int8, export):
     with pytest.raises(ConfigError, match="int8 needs activation scales"):
         export(make_model(), tmp_path, "int8")
