@@ -63,6 +63,7 @@ class NanoTrainer:
             num_rounds=recipe.num_rounds,
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
+            searches=recipe.searches,
             network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage

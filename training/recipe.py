@@ -51,6 +51,7 @@ class NanoRecipe:
     max_gradient_norm: float = 1.0
     temperature: float = 0.3  # of the soft targets, in units of 25 cm or 15 degrees
     stop_weight: float = 1.0  # of decisions where the oracle stops; above 1 it stops too early
+    searches: bool = False  # the teacher looks round where no frame shows the next door or goal
     mirror_share: float = 0.5  # of episodes and views that are turned round
     route_weight: float = 0.3  # of the geometry and clause heads
     warmup: float = 0.03  # share of the run

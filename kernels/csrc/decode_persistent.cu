@@ -167,10 +167,7 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
-      if (phase == OUTPUT) {
-        attend(now, index, key_parity, tag);
-        if (UNITS_AHEAD) ring.ask_ahead(now);
-      }
+      if (phase == OUTPUT) attend(now, index, key_parity, tag);
       receive_phase(now, phase, index, tag);
       multiply_units(now, ring, phase);
       __syncthreads();

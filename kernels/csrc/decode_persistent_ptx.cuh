@@ -113,8 +113,3 @@ __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int b
 __device__ __forceinline__ void copy_to_l2(const void *source, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 }
-
-__device__ __forceinline__ void box_to_l2(const Map *map, int column, int row, int part, int whole) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];"
-               ::"l"(map), "r"(column), "r"(row), "r"(part), "r"(whole) : "memory");
-}

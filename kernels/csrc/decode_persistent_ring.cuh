@@ -4,10 +4,6 @@
 #pragma once
 #include "decode_persistent.cuh"
 
-#ifndef UNITS_AHEAD
-#define UNITS_AHEAD 0  // of a warp, on their way to L2 while blocks wait in attention
-#endif
-
 // The units of a warp are the same in every layer: a list in shared memory, made once. Before it: how
 // many each phase has. Of a unit:
 // x: row and, 20 bits up, head of the map; y: 32 x piece and, 16 bits up, the bytes to come; z: its scales,
@@ -85,21 +81,6 @@ struct Ring {
 
   // Into the place that was freed last: all others are full.
   __device__ __forceinline__ void load(const Step &step) { load(step, stage ? stage - 1 : STAGES - 1); }
-
-  // Into L2: what comes after the units of the ring.
-  __device__ __forceinline__ void ask_ahead(const Step &step) const {
-    if (threadIdx.x % WARP) return;
-#pragma unroll 1
-    for (int i = 0; i < UNITS_AHEAD; i++) {
-      const bool is_next_layer = next + i >= units;
-      const int from = layer + is_next_layer, index = next + i - (is_next_layer ? units : 0);
-      if (from >= LAYERS || index >= units) return;
-      const uint4 unit = units_of_warp(step)[1 + index];
-      box_to_l2(step.maps.codes + (from * NUM_PHASES + (unit.w >> 24)), unit.y & 0xffffu, unit.x & 0xfffffu, 0,
-                unit.x >> 20);
-      copy_to_l2(step.from.scales + size_t(from) * LAYER_SCALE_BYTES + unit.z, SCALE_BYTES);
-    }
-  }
 
   // The place of a phase's last unit, after its outputs were sent: nobody waits for this.
   __device__ __forceinline__ void refill(const Step &step, int phase) {

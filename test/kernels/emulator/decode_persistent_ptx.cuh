@@ -109,4 +109,3 @@ inline void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
 inline void copy_to_l2(const void *source, int bytes) {
   if (bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("a bulk copy of odd bytes");
 }
-inline void box_to_l2(const Map *, int, int, int, int) {}
