@@ -3,20 +3,16 @@
 // q, k and v as `vision_heads.cuh` lays them out.
 //
 // One producer warp; two consumer warpgroups of 64 queries each, which go through the keys in blocks
-// of 128. While a group's products of one block run, it takes the softmax of the next. The CLUSTER
+// of 128. While a group takes the softmax of one block, its products of the last block's values and of the
+// next one's scores run. The CLUSTER
 // blocks that work on the same head each load a part of every block of keys and values, for all of
 // them.
 //
-// Defines: TOKENS (of a frame), STAGES (blocks of keys in flight), CLUSTER, VALUES_APART (1: a product
-// of its own for the low columns of the values).
+// Defines: TOKENS (of a frame), STAGES (blocks of keys in flight), CLUSTER.
 #include "hopper.cuh"
 #include "vision_heads.cuh"
 #include "vision_softmax.cuh"
 #include "vision_wgmma.cuh"
-
-#ifndef ORDER
-#define ORDER 0
-#endif
 
 using namespace hopper;
 using heads::HIGH;
@@ -143,17 +139,10 @@ __device__ __forceinline__ void multiply_values(
     float (&sums)[SUMS], const unsigned (&weights)[KEYS / 16][4], unsigned high, unsigned low,
     int accumulate) {
     const unsigned long long both = tile_descriptor<128>(high, low - high);
-    const unsigned long long apart = tile_descriptor<128>(low);
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
         const int keep = accumulate || step > 0;
-        if (VALUES_APART) {
-            HalfWgmma<HIGH, 1>::multiply(sums, weights[step], both + step * (16 * 128 >> 4), keep);
-            HalfWgmma<WIDTH - HIGH, 1>::multiply(
-                sums + HIGH / 2, weights[step], apart + step * (16 * 128 >> 4), keep);
-        } else {
-            HalfWgmma<WIDTH, 1>::multiply(sums, weights[step], both + step * (16 * 128 >> 4), keep);
-        }
+        HalfWgmma<WIDTH, 1>::multiply(sums, weights[step], both + step * (16 * 128 >> 4), keep);
     }
 }
 
@@ -217,11 +206,8 @@ struct Group {
     __device__ __forceinline__ void take_block(
         int block, float (&now)[SCORES], float (&next)[SCORES]) {
         float shrink[2];
-        const int group = threadIdx.x / 128 - 1;
-        if (ORDER) named_barrier(2 + group, 256);
         if (!IS_LAST) take_keys(next);
         if (!IS_FIRST) take_values(block - 1);
-        if (ORDER) named_arrive(3 - group, 256);
         softmax.take(now, shrink, scale, TOKENS - block * KEYS, lane);
         softmax.finish();
         wgmma_wait<0>();
@@ -275,7 +261,6 @@ __device__ __forceinline__ void consume(
     const int lane = threadIdx.x % 32, first_row = group_row + warp * 16;
     Group group(ring, tail, scale, lane);
     Turn<SLOTS> slot;
-    if (ORDER && group_row) named_arrive(2, 256);
     for (int index = blockIdx.x / CLUSTER; index < count_tiles(shape); index += gridDim.x / CLUSTER) {
         const Tile tile(index, shape);
         group.queries = ring.slots + slot.stage * SLOT_BYTES;

@@ -33,38 +33,6 @@ struct HalfWgmma<128, 0> {
 };
 
 template <>
-struct HalfWgmma<64, 1> {
-    static __device__ __forceinline__ void multiply(
-        float* sums, const unsigned* a, unsigned long long b, int accumulate) {
-        asm volatile(
-            "{\n.reg .pred keep;\nsetp.ne.b32 keep, %37, 0;\n"
-            "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-            "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-            "}, {%32, %33, %34, %35}, %36, keep, 1, 1, 1;\n}\n"
-            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]), "+f"(sums[4]), "+f"(sums[5]), "+f"(sums[6]), "+f"(sums[7]),
-              "+f"(sums[8]), "+f"(sums[9]), "+f"(sums[10]), "+f"(sums[11]), "+f"(sums[12]), "+f"(sums[13]), "+f"(sums[14]), "+f"(sums[15]),
-              "+f"(sums[16]), "+f"(sums[17]), "+f"(sums[18]), "+f"(sums[19]), "+f"(sums[20]), "+f"(sums[21]), "+f"(sums[22]), "+f"(sums[23]),
-              "+f"(sums[24]), "+f"(sums[25]), "+f"(sums[26]), "+f"(sums[27]), "+f"(sums[28]), "+f"(sums[29]), "+f"(sums[30]), "+f"(sums[31])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-    }
-};
-
-template <>
-struct HalfWgmma<8, 1> {
-    static __device__ __forceinline__ void multiply(
-        float* sums, const unsigned* a, unsigned long long b, int accumulate) {
-        asm volatile(
-            "{\n.reg .pred keep;\nsetp.ne.b32 keep, %9, 0;\n"
-            "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {"
-            "%0, %1, %2, %3"
-            "}, {%4, %5, %6, %7}, %8, keep, 1, 1, 1;\n}\n"
-            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
-    }
-};
-
-template <>
 struct HalfWgmma<72, 1> {
     static __device__ __forceinline__ void multiply(
         float* sums, const unsigned* a, unsigned long long b, int accumulate) {

@@ -99,10 +99,6 @@ struct Columns {
     }
 };
 
-#ifndef ZEROS
-#define ZEROS 1
-#endif
-
 // Without a branch, so that others' work may be done meanwhile.
 __device__ __forceinline__ void store_if(bool inside, void* target, uint4 v) {
     asm volatile("{\n.reg .pred inside;\nsetp.ne.b32 inside, %0, 0;\n"
@@ -185,7 +181,7 @@ __device__ __forceinline__ void store_rows(
             __half* out = static_cast<__half*>(epilogue.out);
             const unsigned offset = vectors.at(further, shape);
             store_if(further < vectors.rows, out + offset, packed);
-#if TOKENS && ZEROS
+#if TOKENS
             // The other half of 32 bytes, which stays zero: memory is written in whole sectors.
             store_if(further < vectors.rows && vectors.place.is_thin, out + (offset ^ 8),
                      make_uint4(0, 0, 0, 0));
