@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of `bench_train.py` as the tables of docs/training.md."""
+"""The figures of `bench_train.py` as the tables of docs/training.md and its notes."""
 
 from __future__ import annotations
 
