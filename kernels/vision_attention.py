@@ -41,6 +41,7 @@ def defines(tokens: int) -> dict[str, int]:
         "TOKENS": tokens,
         "STAGES": STAGES,
         "CLUSTER": cluster_size(tokens),
+        "VALUES_APART": 0,
     }
 
 

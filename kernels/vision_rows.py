@@ -15,6 +15,7 @@ MOST_VALUES = 80  # of a row that a thread keeps in registers
 LEAST_THREADS, LEAST_OF_FEW, MOST_THREADS = 32, 64, 256  # of a row
 FEW_ROWS = 2048
 BLOCK_THREADS = 128
+STREAMED = 0  # 1: `quantize` reads past the second-level cache's order of use
 
 
 def defines(width: int, is_few: bool = False) -> dict[str, int]:
@@ -27,7 +28,8 @@ def defines(width: int, is_few: bool = False) -> dict[str, int]:
         threads *= 2
     if width > 32 * MOST_VALUES:
         threads = min(4 * threads, MOST_THREADS)  # whole warps anyway: more loads in flight
-    return {"WIDTH": width, "THREADS": threads, "ROWS": max(1, BLOCK_THREADS // threads)}
+    rows = max(1, BLOCK_THREADS // threads)
+    return {"WIDTH": width, "THREADS": threads, "ROWS": rows, "STREAMED": STREAMED}
 
 
 def is_supported(width: int) -> bool:
@@ -67,18 +69,32 @@ def layer_norm_quantize(
     scales: Tensor,
     *,
     programmatic: bool = False,
+    from_end: bool = False,
 ) -> None:
-    """(M, D) float16, (D,) float16 twice -> codes (M, D) int8 and scales (M,) float32, in place."""
+    """(M, D) float16, (D,) float16 twice -> codes (M, D) int8 and scales (M,) float32, in place.
+
+    `from_end` only changes the order: the last rows come first.
+    """
     rows = hidden.shape[0]
-    arguments = [hidden, weight, bias, codes, scales, rows, codes.stride(0), float(eps)]
+    places = [rows, codes.stride(0), int(from_end)]
+    arguments = [hidden, weight, bias, codes, scales, *places, float(eps)]
     _launch("layer_norm_quantize", hidden, arguments, rows, programmatic)
 
 
 def quantize(
-    inputs: Tensor, codes: Tensor, scales: Tensor, *, gelu: bool = False, programmatic: bool = False
+    inputs: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    *,
+    gelu: bool = False,
+    programmatic: bool = False,
+    from_end: bool = False,
 ) -> None:
-    """(M, K) float16 [GELU first] -> codes (M, K) int8 and scales (M,) float32, in place."""
+    """(M, K) float16 [GELU first] -> codes (M, K) int8 and scales (M,) float32, in place.
+
+    `from_end` only changes the order: the last rows come first.
+    """
     rows = inputs.shape[0]
     name = "gelu_quantize" if gelu else "quantize"
-    arguments = [inputs, codes, scales, rows, codes.stride(0)]
+    arguments = [inputs, codes, scales, rows, codes.stride(0), int(from_end)]
     _launch(name, inputs, arguments, rows, programmatic)

@@ -14,6 +14,7 @@ SOURCE = "w8a8_hopper.cu"
 TILE_K = 128
 BLOCK_K = 192  # columns that share a scale in a row of codes, where there are several
 THREADS = 384
+STREAMED = 0  # 1: codes are the first to leave the second-level cache
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Epilogue:
     block_scales: bool = False  # the inputs have such scales
     head_tokens: int = 0  # rows of a frame where q|k|v go head by head (`vision_heads`); 0: rows
     num_heads: int = 0  # of q, where they go head by head
+    from_end: bool = False  # the last rows come first
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Tiling:
             "BLOCK_SCALES": int(epilogue.block_scales),
             "TOKENS": epilogue.head_tokens,
             "BY_HEADS": int(self.goes_by_heads(epilogue)),
+            "FROM_END": int(epilogue.from_end),
+            "STREAMED": STREAMED,
         }
 
     def goes_by_heads(self, epilogue: Epilogue) -> bool:

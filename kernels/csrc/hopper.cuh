@@ -83,6 +83,23 @@ __device__ __forceinline__ void copy_box(
         : "memory");
 }
 
+// What is read for the last time: the first to leave the second-level cache.
+__device__ __forceinline__ unsigned long long leaves_first() {
+    unsigned long long policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ void copy_box(
+    unsigned destination, const TensorMap* map, unsigned barrier, int column, int row,
+    unsigned long long policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(destination),
+        "l"(map), "r"(barrier), "r"(column), "r"(row), "l"(policy)
+        : "memory");
+}
+
 // Bytes that lie in a row, 16-byte aligned on both sides, to shared memory here.
 __device__ __forceinline__ void copy_bytes(
     unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
@@ -181,6 +198,12 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 
 __device__ __forceinline__ void let_next_kernel_start() {
     asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void load_matrices(unsigned (&words)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address));
 }
 
 }  // namespace hopper

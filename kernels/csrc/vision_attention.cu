@@ -3,12 +3,12 @@
 // q, k and v as `vision_heads.cuh` lays them out.
 //
 // One producer warp; two consumer warpgroups of 64 queries each, which go through the keys in blocks
-// of 128. While a group takes the softmax of one block, its products of the last block's values and of the
-// next one's scores run. The CLUSTER
+// of 128. While a group's products of one block run, it takes the softmax of the next. The CLUSTER
 // blocks that work on the same head each load a part of every block of keys and values, for all of
 // them.
 //
-// Defines: TOKENS (of a frame), STAGES (blocks of keys in flight), CLUSTER.
+// Defines: TOKENS (of a frame), STAGES (blocks of keys in flight), CLUSTER, VALUES_APART (1: a product
+// of its own for the low columns of the values).
 #include "hopper.cuh"
 #include "vision_heads.cuh"
 #include "vision_softmax.cuh"
@@ -121,17 +121,25 @@ __device__ __forceinline__ void produce(
     }
 }
 
-// A warpgroup's 64 queries times a block of keys: four steps of the high columns, one of the low.
-__device__ __forceinline__ void multiply_keys(float (&scores)[SCORES], unsigned queries, unsigned keys) {
-    const int group = threadIdx.x / 128 - 1;
-    const unsigned long long query = tile_descriptor<128>(queries + group * 64 * 128);
-    const unsigned long long high = tile_descriptor<128>(keys);
+// A warp's 16 queries as left operands: four steps of the high columns, one of the low.
+__device__ __forceinline__ void load_queries(unsigned (&query)[5][4], unsigned base, int row, int lane) {
+    const int r = row + lane % 16, half = lane / 16;
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
-        HalfWgmma<KEYS, 0>::multiply(scores, query + step * 2, high + step * 2, step > 0);
+        load_matrices(query[step], base + r * 128 + (((step * 2 + half) ^ (r & 7)) << 4));
     }
-    HalfWgmma<KEYS, 0>::multiply(scores, tile_descriptor<32>(queries + HIGH_BYTES + group * 64 * 32),
-                                 tile_descriptor<32>(keys + HIGH_BYTES), 1);
+    load_matrices(query[4], base + HIGH_BYTES + r * 32 + ((half ^ (r >> 2 & 1)) << 4));
+}
+
+__device__ __forceinline__ void multiply_keys(
+    float (&scores)[SCORES], const unsigned (&query)[5][4], unsigned keys) {
+    const unsigned long long high = tile_descriptor<128>(keys);
+    const unsigned long long low = tile_descriptor<32>(keys + HIGH_BYTES);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+        HalfWgmma<KEYS, 0>::multiply(scores, query[step], high + step * 2, step > 0);
+    }
+    HalfWgmma<KEYS, 0>::multiply(scores, query[4], low, 1);
 }
 
 // `low`: the 8 low columns of the block's values, a part of swizzled rows as the high ones are.
@@ -139,10 +147,17 @@ __device__ __forceinline__ void multiply_values(
     float (&sums)[SUMS], const unsigned (&weights)[KEYS / 16][4], unsigned high, unsigned low,
     int accumulate) {
     const unsigned long long both = tile_descriptor<128>(high, low - high);
+    const unsigned long long apart = tile_descriptor<128>(low);
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
         const int keep = accumulate || step > 0;
-        HalfWgmma<WIDTH, 1>::multiply(sums, weights[step], both + step * (16 * 128 >> 4), keep);
+        if (VALUES_APART) {
+            HalfWgmma<HIGH, 1>::multiply(sums, weights[step], both + step * (16 * 128 >> 4), keep);
+            HalfWgmma<WIDTH - HIGH, 1>::multiply(
+                sums + HIGH / 2, weights[step], apart + step * (16 * 128 >> 4), keep);
+        } else {
+            HalfWgmma<WIDTH, 1>::multiply(sums, weights[step], both + step * (16 * 128 >> 4), keep);
+        }
     }
 }
 
@@ -163,116 +178,71 @@ __device__ __forceinline__ void release(unsigned long long& barrier, int lane) {
     if (CLUSTER > 1 && lane < CLUSTER) barrier_arrive(shared_address(&barrier), lane);
 }
 
-// What products have written is not read before this point.
-template <int COUNT>
-__device__ __forceinline__ void settle(float (&values)[COUNT]) {
-#pragma unroll
-    for (float& value : values) asm volatile("" : "+f"(value)::"memory");
-}
-
-// A warpgroup's 64 queries of a tile, and its place in the rings.
-struct Group {
-    const Ring& ring;
-    Tail& tail;
-    float scale;
-    int lane;
+__device__ __forceinline__ void consume(
+    const Ring& ring, Tail& tail, __half* out, float scale, Shape shape) {
+    const int group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int first_row = group * 64 + warp * 16;
     Turn<STAGES> key_turn, value_turn;
-    unsigned queries;
-    unsigned weights[KEYS / 16][4];
-    float sums[SUMS];
-    Softmax softmax;
-
-    __device__ __forceinline__ Group(const Ring& ring, Tail& tail, float scale, int lane)
-        : ring(ring), tail(tail), scale(scale), lane(lane) {}
-
-    __device__ __forceinline__ void take_keys(float (&scores)[SCORES]) {
+    Turn<SLOTS> slot;
+    if (group == 1) named_arrive(2, 256);  // the first turn at the tensor cores is the other's
+    for (int index = blockIdx.x / CLUSTER; index < count_tiles(shape); index += gridDim.x / CLUSTER) {
+        const Tile tile(index, shape);
+        const unsigned queries = ring.slots + slot.stage * SLOT_BYTES;
+        unsigned query[5][4], weights[KEYS / 16][4];
+        float scores[SCORES], sums[SUMS], shrink[2];
+        Softmax softmax;
+        softmax.start();
+        const auto take_keys = [&]() {
+            wgmma_fence();
+            multiply_keys(scores, query, ring.keys + key_turn.stage * KEY_BYTES);
+            wgmma_commit();
+        };
+        const auto take_values = [&](int block) {
+            barrier_wait(shared_address(&tail.value_full[value_turn.stage]), value_turn.phase);
+            wgmma_fence();
+            multiply_values(sums, weights, ring.values + value_turn.stage * HIGH_BYTES,
+                            queries + KEY_BYTES + block * 16, block > 0);
+            wgmma_commit();
+        };
+        barrier_wait(shared_address(&tail.tile_full[slot.stage]), slot.phase);
+        load_queries(query, queries, first_row, lane);
         barrier_wait(shared_address(&tail.key_full[key_turn.stage]), key_turn.phase);
-        wgmma_fence();
-        multiply_keys(scores, queries, ring.keys + key_turn.stage * KEY_BYTES);
-        wgmma_commit();
-    }
-
-    __device__ __forceinline__ void take_values(int block) {
-        barrier_wait(shared_address(&tail.value_full[value_turn.stage]), value_turn.phase);
-        wgmma_fence();
-        multiply_values(sums, weights, ring.values + value_turn.stage * HIGH_BYTES,
-                        queries + KEY_BYTES + block * 16, block > 0);
-        wgmma_commit();
-    }
-
-    // The softmax of one block's scores, while the products of the last block's values and the next one's
-    // scores run.
-    template <bool IS_FIRST, bool IS_LAST>
-    __device__ __forceinline__ void take_block(
-        int block, float (&now)[SCORES], float (&next)[SCORES]) {
-        float shrink[2];
-        if (!IS_LAST) take_keys(next);
-        if (!IS_FIRST) take_values(block - 1);
-        softmax.take(now, shrink, scale, TOKENS - block * KEYS, lane);
-        softmax.finish();
+        named_barrier(2 + group, 256);
+        take_keys();
+        named_arrive(3 - group, 256);
         wgmma_wait<0>();
-        if (!IS_LAST) free_keys(next);
-        if (!IS_FIRST) {
-            free_values();
-            shrink_sums(sums, shrink);
-        }
-        pack(weights, now);
-    }
-
-    __device__ __forceinline__ void free_keys(float (&scores)[SCORES]) {
-        settle(scores);
         release(tail.key_empty[key_turn.stage], lane);
         key_turn.next();
-    }
-
-    __device__ __forceinline__ void free_values() {
-        settle(sums);
-        release(tail.value_empty[value_turn.stage], lane);
-        value_turn.next();
-    }
-
-    __device__ __forceinline__ void take_tile() {
-        float even[SCORES], odd[SCORES];
-        softmax.start();
-        take_keys(even);
-        wgmma_wait<0>();
-        free_keys(even);
-        if (BLOCKS == 1) {
-            take_block<true, true>(0, even, odd);
-        } else {
-            take_block<true, false>(0, even, odd);
-#pragma unroll 1
-            for (int block = 1; block + 2 < BLOCKS; block += 2) {
-                take_block<false, false>(block, odd, even);
-                take_block<false, false>(block + 1, even, odd);
-            }
-            if (BLOCKS % 2) take_block<false, false>(BLOCKS - 2, odd, even);
-            take_block<false, true>(BLOCKS - 1, BLOCKS % 2 ? even : odd, BLOCKS % 2 ? odd : even);
+        softmax.take(scores, shrink, scale, TOKENS, lane);
+        pack(weights, scores);
+        for (int block = 1; block < BLOCKS; ++block) {
+            barrier_wait(shared_address(&tail.key_full[key_turn.stage]), key_turn.phase);
+            named_barrier(2 + group, 256);
+            take_keys();
+            take_values(block - 1);
+            named_arrive(3 - group, 256);
+            wgmma_wait<1>();
+            release(tail.key_empty[key_turn.stage], lane);
+            key_turn.next();
+            softmax.take(scores, shrink, scale, TOKENS - block * KEYS, lane);
+            softmax.finish();
+            wgmma_wait<0>();
+            release(tail.value_empty[value_turn.stage], lane);
+            value_turn.next();
+            shrink_sums(sums, shrink);
+            pack(weights, scores);
         }
         take_values(BLOCKS - 1);
         wgmma_wait<0>();
-        free_values();
-    }
-};
-
-__device__ __forceinline__ void consume(
-    const Ring& ring, Tail& tail, __half* out, float scale, Shape shape) {
-    const int group_row = (threadIdx.x / 128 - 1) * 64, warp = threadIdx.x / 32 % 4;
-    const int lane = threadIdx.x % 32, first_row = group_row + warp * 16;
-    Group group(ring, tail, scale, lane);
-    Turn<SLOTS> slot;
-    for (int index = blockIdx.x / CLUSTER; index < count_tiles(shape); index += gridDim.x / CLUSTER) {
-        const Tile tile(index, shape);
-        group.queries = ring.slots + slot.stage * SLOT_BYTES;
-        barrier_wait(shared_address(&tail.tile_full[slot.stage]), slot.phase);
-        group.take_tile();
+        release(tail.value_empty[value_turn.stage], lane);
         release(tail.tile_empty[slot.stage], lane);
+        value_turn.next();
         slot.next();
-        const float share[2] = {group.softmax.share(0), group.softmax.share(1)};
+        const float share[2] = {softmax.share(0), softmax.share(1)};
         const int token = tile.block * QUERIES + first_row + lane / 4, stride = shape.heads * WIDTH;
         const bool inside[2] = {token < TOKENS, token + 8 < TOKENS};
         const size_t row = static_cast<size_t>(tile.frame) * TOKENS + token;
-        store_sums(group.sums, out + row * stride + tile.head * WIDTH, stride, share, inside, lane);
+        store_sums(sums, out + row * stride + tile.head * WIDTH, stride, share, inside, lane);
     }
 }
 
@@ -304,10 +274,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     const Shape shape{heads, frames};
     const Ring ring{keys, values, slots};
     if (threadIdx.x < 128) {
-        registers_down<24>();
+        registers_down<40>();
         if (threadIdx.x == 0) produce(ring, tail, inputs, shape);
     } else {
-        registers_up<240>();
+        registers_up<232>();
         consume(ring, tail, out, scale, shape);
     }
     __syncwarp();

@@ -4,7 +4,8 @@
 // A row stays in registers between its passes, so every kernel reads fp16 once and writes int8 once.
 // THREADS threads share a row: up to a warp's 32, then whole warps. Any width that is a multiple of 4.
 //
-// Defines: WIDTH, THREADS (per row, a power of two), ROWS (per block).
+// Defines: WIDTH, THREADS (per row, a power of two), ROWS (per block), STREAMED (what `quantize` reads is
+// read for the last time: it is the first to leave the second-level cache).
 #include <cuda_fp16.h>
 
 constexpr int PER_LOAD = WIDTH % 8 == 0 ? 8 : 4;  // values of 16 or 8 bytes
@@ -52,7 +53,20 @@ __device__ __forceinline__ void unpack(float (&values)[PER_LOAD], const Halves& 
     }
 }
 
+template <bool LAST_TIME>
+__device__ __forceinline__ Halves read(const __half* values) {
+    if (!LAST_TIME) return *reinterpret_cast<const Halves*>(values);
+    Halves result;
+    if (PER_LOAD == 8) {
+        *reinterpret_cast<uint4*>(&result) = __ldcs(reinterpret_cast<const uint4*>(values));
+    } else {
+        *reinterpret_cast<uint2*>(&result) = __ldcs(reinterpret_cast<const uint2*>(values));
+    }
+    return result;
+}
+
 // A thread's share of a row as it lies in memory, zeros past the end.
+template <bool LAST_TIME = false>
 struct Packed {
     Halves values[EACH];
 
@@ -62,12 +76,13 @@ struct Packed {
             const int vector = thread + i * THREADS;
 #pragma unroll
             for (__half2& pair : values[i].pairs) pair = __half2half2(__ushort_as_half(0));
-            if (vector < VECTORS) values[i] = *reinterpret_cast<const Halves*>(row + vector * PER_LOAD);
+            if (vector < VECTORS) values[i] = read<LAST_TIME>(row + vector * PER_LOAD);
         }
     }
 };
 
-__device__ __forceinline__ Row unpack_row(const Packed& packed) {
+template <bool LAST_TIME>
+__device__ __forceinline__ Row unpack_row(const Packed<LAST_TIME>& packed) {
     Row result;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) unpack(result.values[i], packed.values[i]);
@@ -113,7 +128,7 @@ __device__ __forceinline__ void quantize_row(
 __device__ __forceinline__ float add(float first, float second) { return first + second; }
 
 __device__ __forceinline__ void normalize(
-    Row& row, const Packed& weight, const Packed& bias, float eps, int thread, float* exchange) {
+    Row& row, const Packed<>& weight, const Packed<>& bias, float eps, int thread, float* exchange) {
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -163,19 +178,26 @@ __device__ __forceinline__ void let_next_kernel_start() {
 
 // Every so many-th row for the THREADS threads that share one: take(row, index) follows, while the next
 // row is on its way. Rows past the end repeat the last one, so that every thread reaches every barrier.
-template <typename Take>
-__device__ __forceinline__ void for_every_row(const __half* inputs, int rows, Take take) {
+// From the end: the last rows come first, which whoever wrote them has left in the second-level cache.
+template <bool LAST_TIME, typename Take>
+__device__ __forceinline__ void for_every_row(
+    const __half* inputs, int rows, int from_end, Take take) {
     const int thread = threadIdx.x % THREADS, step = gridDim.x * ROWS;
     int row = blockIdx.x * ROWS + threadIdx.x / THREADS, first = blockIdx.x * ROWS;
+    const auto place = [&](int number) -> size_t {
+        const int within = min(number, rows - 1);
+        return from_end ? rows - 1 - within : within;
+    };
     wait_for_previous_kernel();
-    size_t index = min(row, rows - 1);
-    Packed now(inputs + index * WIDTH, thread);
+    size_t index = place(row);
+    Packed<LAST_TIME> now(inputs + index * WIDTH, thread);
     while (true) {
         first += step;
         row += step;
         const bool is_last = first >= rows;
-        const size_t next_index = is_last ? index : min(row, rows - 1);
-        const Packed next = is_last ? now : Packed(inputs + next_index * WIDTH, thread);
+        const size_t next_index = is_last ? index : place(row);
+        const Packed<LAST_TIME> next =
+            is_last ? now : Packed<LAST_TIME>(inputs + next_index * WIDTH, thread);
         Row values = unpack_row(now);
         take(values, index, thread);
         if (is_last) return;
@@ -189,32 +211,34 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
                         const __half* weight, const __half* bias,  // (WIDTH,)
                         signed char* codes,  // (rows, WIDTH), rows code_stride bytes apart
                         float* scales,       // (rows,)
-                        int rows, int code_stride, float eps) {
+                        int rows, int code_stride, int from_end, float eps) {
     __shared__ float exchange[ROWS * WARPS];
     let_next_kernel_start();
-    const Packed scales_of_columns(weight, threadIdx.x % THREADS);  // no kernel writes these
-    const Packed shifts(bias, threadIdx.x % THREADS);
-    for_every_row(hidden, rows, [&](Row& row, size_t index, int thread) {
+    const Packed<> scales_of_columns(weight, threadIdx.x % THREADS);  // no kernel writes these
+    const Packed<> shifts(bias, threadIdx.x % THREADS);
+    for_every_row<false>(hidden, rows, from_end, [&](Row& row, size_t index, int thread) {
         normalize(row, scales_of_columns, shifts, eps, thread, exchange);
         quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
     });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
-    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
+    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride,
+             int from_end) {
     __shared__ float exchange[ROWS * WARPS];
     let_next_kernel_start();
-    for_every_row(inputs, rows, [&](Row& row, size_t index, int thread) {
+    for_every_row<STREAMED != 0>(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
         quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
     });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
     gelu_quantize(
-        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
+        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride,
+        int from_end) {
     __shared__ float exchange[ROWS * WARPS];
     let_next_kernel_start();
-    for_every_row(inputs, rows, [&](Row& row, size_t index, int thread) {
+    for_every_row<STREAMED != 0>(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
 #pragma unroll

@@ -14,7 +14,9 @@
 //
 // Defines: TILE_M, TILE_N, STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU, RESIDUAL, CODES_OUT, BLOCK_SCALES,
 // TOKENS (of a frame, where the output is q|k|v for attention, head by head as in vision_heads.cuh; 0: rows),
-// BY_HEADS (tiles' columns are whole parts of heads; their number is a multiple of 8).
+// BY_HEADS (tiles' columns are whole parts of heads; their number is a multiple of 8), FROM_END (the last rows
+// come first: whoever wrote them has left them in the second-level cache), STREAMED (the codes are read for the
+// last time).
 #include "w8a8_blocks.cuh"
 #include "w8a8_epilogue.cuh"
 #include "w8a8_products.cuh"

@@ -50,7 +50,8 @@ struct Tiles {
 
     // First row and first column of this block's tile.
     __device__ __forceinline__ void locate(int rank, int& row, int& column) const {
-        const int tile_m = next / across, tile_n = next - tile_m * across;
+        const int index = FROM_END ? all - 1 - next : next;
+        const int tile_m = index / across, tile_n = index - tile_m * across;
         row = (tile_m * CLUSTER_M + rank / CLUSTER_N) * TILE_M;
         column = (tile_n * CLUSTER_N + rank % CLUSTER_N) * TILE_N;
     }
@@ -83,6 +84,8 @@ __device__ __forceinline__ void load_stage(
     if (CLUSTER_N > 1) {  // every block with the same rows of A
         const unsigned short blocks = ((1 << CLUSTER_N) - 1) << (rank / CLUSTER_N * CLUSTER_N);
         copy_box_multicast(a, maps.a, full, k, row + a_part, blocks);
+    } else if (STREAMED) {
+        copy_box(a, maps.a, full, k, row, leaves_first());
     } else {
         copy_box(a, maps.a, full, k, row);
     }
