@@ -51,7 +51,9 @@ def _launch(
 ) -> None:
     width, is_few, device = inputs.shape[1], rows <= FEW_ROWS, inputs.device.index or 0
     options = defines(width, is_few)
-    blocks = min(-(-rows // options["ROWS"]), _most_blocks(name, width, is_few, device))
+    blocks = -(-rows // options["ROWS"])
+    if name == "layer_norm_quantize":
+        blocks = min(blocks, _most_blocks(name, width, is_few, device))
     build.load(SOURCE, options, device).kernel(name).launch(
         grid=(blocks,),
         block=(options["THREADS"] * options["ROWS"],),

@@ -176,34 +176,45 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Every so many-th row for the THREADS threads that share one: take(row, index) follows, while the next
-// row is on its way. Rows past the end repeat the last one, so that every thread reaches every barrier.
-// From the end: the last rows come first, which whoever wrote them has left in the second-level cache.
-template <bool LAST_TIME, typename Take>
+// Which row is the `number`-th. From the end, because what wrote them has left the last ones in the
+// second-level cache. Past the end it is again the last of them, so that every thread reaches every barrier.
+__device__ __forceinline__ size_t place(int number, int rows, int from_end) {
+    const int within = min(number, rows - 1);
+    return from_end ? rows - 1 - within : within;
+}
+
+// Every so many-th row for the THREADS threads that share one: take(row, index, thread) follows, while the
+// next row is on its way.
+template <typename Take>
 __device__ __forceinline__ void for_every_row(
     const __half* inputs, int rows, int from_end, Take take) {
     const int thread = threadIdx.x % THREADS, step = gridDim.x * ROWS;
     int row = blockIdx.x * ROWS + threadIdx.x / THREADS, first = blockIdx.x * ROWS;
-    const auto place = [&](int number) -> size_t {
-        const int within = min(number, rows - 1);
-        return from_end ? rows - 1 - within : within;
-    };
     wait_for_previous_kernel();
-    size_t index = place(row);
-    Packed<LAST_TIME> now(inputs + index * WIDTH, thread);
+    size_t index = place(row, rows, from_end);
+    Packed<> now(inputs + index * WIDTH, thread);
     while (true) {
         first += step;
         row += step;
         const bool is_last = first >= rows;
-        const size_t next_index = is_last ? index : place(row);
-        const Packed<LAST_TIME> next =
-            is_last ? now : Packed<LAST_TIME>(inputs + next_index * WIDTH, thread);
+        const size_t next_index = is_last ? index : place(row, rows, from_end);
+        const Packed<> next = is_last ? now : Packed<>(inputs + next_index * WIDTH, thread);
         Row values = unpack_row(now);
         take(values, index, thread);
         if (is_last) return;
         now = next;
         index = next_index;
     }
+}
+
+// One row alone: where nothing but the row is read, more blocks hide as much as rows in turn do.
+template <typename Take>
+__device__ __forceinline__ void take_row(const __half* inputs, int rows, int from_end, Take take) {
+    const int thread = threadIdx.x % THREADS;
+    wait_for_previous_kernel();
+    const size_t index = place(blockIdx.x * ROWS + threadIdx.x / THREADS, rows, from_end);
+    Row values = unpack_row(Packed<STREAMED != 0>(inputs + index * WIDTH, thread));
+    take(values, index, thread);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
@@ -216,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
     let_next_kernel_start();
     const Packed<> scales_of_columns(weight, threadIdx.x % THREADS);  // no kernel writes these
     const Packed<> shifts(bias, threadIdx.x % THREADS);
-    for_every_row<false>(hidden, rows, from_end, [&](Row& row, size_t index, int thread) {
+    for_every_row(hidden, rows, from_end, [&](Row& row, size_t index, int thread) {
         normalize(row, scales_of_columns, shifts, eps, thread, exchange);
         quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
     });
@@ -227,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
              int from_end) {
     __shared__ float exchange[ROWS * WARPS];
     let_next_kernel_start();
-    for_every_row<STREAMED != 0>(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
+    take_row(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
         quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
     });
 }
@@ -238,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
         int from_end) {
     __shared__ float exchange[ROWS * WARPS];
     let_next_kernel_start();
-    for_every_row<STREAMED != 0>(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
+    take_row(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
 #pragma unroll
         for (int i = 0; i < EACH; ++i) {
 #pragma unroll
