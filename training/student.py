@@ -39,7 +39,7 @@ class Student:
         self.places = torch.tensor(sequences.navigation_image_places, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
         self.encoded = np.full(ring.capacity, -1, np.int64)  # ticket whose features a slot holds
-        self.branch = _branching_place(answers)
+        self.branch = branching_place(answers)
         self.shape = {
             "slots": torch.zeros(ENCODE_ROWS, dtype=torch.long, device=device),
             "shown": torch.zeros(
@@ -123,7 +123,7 @@ class Student:
         return logits[:, self.answers.ids[:, self.branch]].log_softmax(-1)
 
 
-def _branching_place(answers: AnswerTable) -> int:
+def branching_place(answers: AnswerTable) -> int:
     """The one place at which the answers part; the vocabulary has a token per ending."""
     differs = [len(set(column)) for column in answers.ids.T.tolist()]
     places = [place for place, count in enumerate(differs) if count > 1]

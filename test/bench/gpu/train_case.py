@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from shapes import config_of, random_model
@@ -26,6 +27,7 @@ from nvila_ros.training.flops import batch_flops
 from nvila_ros.training.fp8 import PrecisionConfig, make_adamw, to_float8
 from nvila_ros.training.fused_loss import linear_cross_entropy
 from nvila_ros.training.learner import checkpoint_layers
+from nvila_ros.training.merged import merge_products
 
 NUM_FRAMES, TEXT_TOKENS, ANSWER_TOKENS = 8, 110, 12
 LEARNING_RATE = 1e-5
@@ -46,6 +48,8 @@ class Case:
     max_samples: int | None = None  # None: as many as fit
     budget: float = 1.0  # share of activations that compiled layers keep
     is_compiled: bool = True
+    is_merged: bool = False  # the tower's query, key and value by one product
+    attention: Literal["flash", "cudnn"] = "flash"  # of the tower
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -73,6 +77,8 @@ def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
     tower.vision_model.encoder.layers[tower.num_layers_to_run :].requires_grad_(False)
     adapt(model, case.adapt)
     to_float8(model, case.precision)
+    if case.is_merged:
+        merge_products(model.vision_tower)
     if case.is_compiled:
         compile_layers(model, budget=case.budget)
     return model.train()
@@ -201,7 +207,14 @@ def cases() -> dict[str, Callable[[], Case]]:
         precision = PrecisionConfig(**float8_states)
         return lambda: Case(name, network, has_tower=True, precision=precision, budget=0.7)
 
+    def kept(name: str, **changes: Any) -> Callable[[], Case]:
+        return lambda: replace(whole(name, "lite2b")(), budget=1.0, checkpoints=(False,), **changes)
+
     return {
+        "lite2b_kept": kept("lite2b_kept"),
+        "lite2b_cudnn": kept("lite2b_cudnn", attention="cudnn"),
+        "lite2b_merged": kept("lite2b_merged", is_merged=True),
+        "lite2b_merged_cudnn": kept("lite2b_merged_cudnn", is_merged=True, attention="cudnn"),
         "decoder_bf16": decoder("decoder_bf16", "bfloat16"),
         "decoder_fp8_tensor": decoder("decoder_fp8_tensor", "float8_tensor"),
         "decoder_fp8_row": decoder("decoder_fp8_row", "float8_row"),
