@@ -16,7 +16,6 @@ from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 from nvila_ros.kernels.w8a8_hopper import BLOCK_K, FEW_ROWS, Epilogue
 
 ROW_BYTES = 128
-BY_HEADS = False  # tiles of q|k|v are whole parts of heads
 TURNS = True  # a kernel begins with the rows that the one before it wrote last
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
@@ -233,8 +232,7 @@ class VisionEncoder:
         mixed = self._buffers.mixed[:rows].view(frames, self.num_patches, -1)
         if self.heads_apart:
             heads = qkv[:frames]
-            whole = num_heads if BY_HEADS else 0
-            to_heads = Epilogue(head_tokens=self.num_patches, num_heads=whole, from_end=TURNS)
+            to_heads = Epilogue(head_tokens=self.num_patches, from_end=TURNS)
             return heads, to_heads, HeadAttention(heads, mixed)
         flat = qkv[: rows * 3 * mixed.shape[2]].view(rows, -1)
         attend = FrameAttention(flat.view(frames, self.num_patches, -1), mixed, num_heads)

@@ -15,7 +15,6 @@ MOST_VALUES = 80  # of a row that a thread keeps in registers
 LEAST_THREADS, LEAST_OF_FEW, MOST_THREADS = 32, 64, 256  # of a row
 FEW_ROWS = 2048
 BLOCK_THREADS = 128
-STREAMED = 0  # 1: `quantize` reads past the second-level cache's order of use
 
 
 def defines(width: int, is_few: bool = False) -> dict[str, int]:
@@ -29,7 +28,7 @@ def defines(width: int, is_few: bool = False) -> dict[str, int]:
     if width > 32 * MOST_VALUES:
         threads = min(4 * threads, MOST_THREADS)  # whole warps anyway: more loads in flight
     rows = max(1, BLOCK_THREADS // threads)
-    return {"WIDTH": width, "THREADS": threads, "ROWS": rows, "STREAMED": STREAMED}
+    return {"WIDTH": width, "THREADS": threads, "ROWS": rows}
 
 
 def is_supported(width: int) -> bool:

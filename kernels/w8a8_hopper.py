@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nvila_ros.kernels import build, driver, vision_heads
+from nvila_ros.kernels import build, driver
 
 SOURCE = "w8a8_hopper.cu"
 TILE_K = 128
 BLOCK_K = 192  # columns that share a scale in a row of codes, where there are several
 THREADS = 384
-STREAMED = 0  # 1: codes are the first to leave the second-level cache
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Epilogue:
     codes_out: bool = False  # int8 with a scale per row and BLOCK_K columns, instead of float16
     block_scales: bool = False  # the inputs have such scales
     head_tokens: int = 0  # rows of a frame where q|k|v go head by head (`vision_heads`); 0: rows
-    num_heads: int = 0  # of q, where they go head by head
     from_end: bool = False  # the last rows come first
 
 
@@ -70,15 +68,8 @@ class Tiling:
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
             "TOKENS": epilogue.head_tokens,
-            "BY_HEADS": int(self.goes_by_heads(epilogue)),
             "FROM_END": int(epilogue.from_end),
-            "STREAMED": STREAMED,
         }
-
-    def goes_by_heads(self, epilogue: Epilogue) -> bool:
-        """Whether a tile's columns are whole parts of heads: of 3 heads 64, or of 24 heads 8."""
-        shape = (self.tile_n, self.cluster_m, self.cluster_n)
-        return bool(epilogue.num_heads) and epilogue.num_heads % 8 == 0 and shape == (192, 2, 1)
 
 
 FEW_ROWS = 1024  # of one frame: here waves and latency decide, not the rate
@@ -119,11 +110,7 @@ class HopperGemm:
         self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
         box = (tiling.tile_n // tiling.cluster_m, TILE_K)
-        self._weights = [driver.tensor_map(weight, box, 128)] * 2
-        if tiling.goes_by_heads(epilogue):
-            heads = weight.view(3 * epilogue.num_heads, vision_heads.WIDTH, self.k)
-            boxes = ((3, 32, TILE_K), (12, 8, TILE_K))  # of high columns, and of low ones
-            self._weights = [driver.tensor_map(heads, box, 128) for box in boxes]
+        self._weight = driver.tensor_map(weight, box, 128)
         fitting = self._kernel.max_clusters(tiling.cluster, THREADS, tiling.shared_bytes)
         clusters = min(tiling.num_tiles(self.m, self.n), fitting)
         self._blocks = clusters * tiling.cluster
@@ -148,7 +135,7 @@ class HopperGemm:
         assert out.untyped_storage().nbytes() < 2**32, "places in the output are counted in 32 bits"
         arguments = [
             self._codes,
-            *self._weights,
+            self._weight,
             scales,
             weight_scale,
             bias,

@@ -83,23 +83,6 @@ __device__ __forceinline__ void copy_box(
         : "memory");
 }
 
-// What is read for the last time: the first to leave the second-level cache.
-__device__ __forceinline__ unsigned long long leaves_first() {
-    unsigned long long policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ void copy_box(
-    unsigned destination, const TensorMap* map, unsigned barrier, int column, int row,
-    unsigned long long policy) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-        "[%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(destination),
-        "l"(map), "r"(barrier), "r"(column), "r"(row), "l"(policy)
-        : "memory");
-}
-
 // Bytes that lie in a row, 16-byte aligned on both sides, to shared memory here.
 __device__ __forceinline__ void copy_bytes(
     unsigned destination, const void* source, unsigned bytes, unsigned barrier) {
@@ -129,17 +112,6 @@ __device__ __forceinline__ void copy_box_multicast(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
         ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(destination),
         "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(blocks)
-        : "memory");
-}
-
-// The same of a matrix's rows in groups.
-__device__ __forceinline__ void copy_box_multicast(
-    unsigned destination, const TensorMap* map, unsigned barrier, int column, int row, int group,
-    unsigned short blocks) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(destination),
-        "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(group), "h"(blocks)
         : "memory");
 }
 

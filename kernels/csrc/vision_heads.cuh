@@ -35,25 +35,4 @@ __device__ __forceinline__ unsigned vector_offset(
     return part < HIGH / 8 ? high : blocks * HIGH_BYTES + low;
 }
 
-// A product's tiles of 192 columns, where they go by heads: three heads' high columns each, then 24 heads'
-// low ones each. So 32 columns of a tile are half of a head's high ones: a warp stores whole sectors.
-struct Columns {
-    bool is_low;
-    int first;  // head
-
-    __device__ __forceinline__ Columns(int tile, int all) {
-        const int of_high = all / 3;  // tiles
-        is_low = tile >= of_high;
-        first = is_low ? (tile - of_high) * 24 : tile * 3;
-    }
-
-    // Head and part of 8 columns of block 0 to 23 of the tile: first halves of the three heads come first.
-    __device__ __forceinline__ int head(int block) const {
-        return first + (is_low ? block : block / 4 % 3);
-    }
-    __device__ __forceinline__ int part(int block) const {
-        return is_low ? HIGH / 8 : block / 12 * 4 + block % 4;
-    }
-};
-
 }  // namespace heads

@@ -4,8 +4,7 @@
 // A row stays in registers between its passes, so every kernel reads fp16 once and writes int8 once.
 // THREADS threads share a row: up to a warp's 32, then whole warps. Any width that is a multiple of 4.
 //
-// Defines: WIDTH, THREADS (per row, a power of two), ROWS (per block), STREAMED (what `quantize` reads is
-// read for the last time: it is the first to leave the second-level cache).
+// Defines: WIDTH, THREADS (per row, a power of two), ROWS (per block).
 #include <cuda_fp16.h>
 
 constexpr int PER_LOAD = WIDTH % 8 == 0 ? 8 : 4;  // values of 16 or 8 bytes
@@ -53,20 +52,7 @@ __device__ __forceinline__ void unpack(float (&values)[PER_LOAD], const Halves& 
     }
 }
 
-template <bool LAST_TIME>
-__device__ __forceinline__ Halves read(const __half* values) {
-    if (!LAST_TIME) return *reinterpret_cast<const Halves*>(values);
-    Halves result;
-    if (PER_LOAD == 8) {
-        *reinterpret_cast<uint4*>(&result) = __ldcs(reinterpret_cast<const uint4*>(values));
-    } else {
-        *reinterpret_cast<uint2*>(&result) = __ldcs(reinterpret_cast<const uint2*>(values));
-    }
-    return result;
-}
-
 // A thread's share of a row as it lies in memory, zeros past the end.
-template <bool LAST_TIME = false>
 struct Packed {
     Halves values[EACH];
 
@@ -76,13 +62,12 @@ struct Packed {
             const int vector = thread + i * THREADS;
 #pragma unroll
             for (__half2& pair : values[i].pairs) pair = __half2half2(__ushort_as_half(0));
-            if (vector < VECTORS) values[i] = read<LAST_TIME>(row + vector * PER_LOAD);
+            if (vector < VECTORS) values[i] = *reinterpret_cast<const Halves*>(row + vector * PER_LOAD);
         }
     }
 };
 
-template <bool LAST_TIME>
-__device__ __forceinline__ Row unpack_row(const Packed<LAST_TIME>& packed) {
+__device__ __forceinline__ Row unpack_row(const Packed& packed) {
     Row result;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) unpack(result.values[i], packed.values[i]);
@@ -128,7 +113,7 @@ __device__ __forceinline__ void quantize_row(
 __device__ __forceinline__ float add(float first, float second) { return first + second; }
 
 __device__ __forceinline__ void normalize(
-    Row& row, const Packed<>& weight, const Packed<>& bias, float eps, int thread, float* exchange) {
+    Row& row, const Packed& weight, const Packed& bias, float eps, int thread, float* exchange) {
     float sum = 0.f;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -192,13 +177,13 @@ __device__ __forceinline__ void for_every_row(
     int row = blockIdx.x * ROWS + threadIdx.x / THREADS, first = blockIdx.x * ROWS;
     wait_for_previous_kernel();
     size_t index = place(row, rows, from_end);
-    Packed<> now(inputs + index * WIDTH, thread);
+    Packed now(inputs + index * WIDTH, thread);
     while (true) {
         first += step;
         row += step;
         const bool is_last = first >= rows;
         const size_t next_index = is_last ? index : place(row, rows, from_end);
-        const Packed<> next = is_last ? now : Packed<>(inputs + next_index * WIDTH, thread);
+        const Packed next = is_last ? now : Packed(inputs + next_index * WIDTH, thread);
         Row values = unpack_row(now);
         take(values, index, thread);
         if (is_last) return;
@@ -213,7 +198,7 @@ __device__ __forceinline__ void take_row(const __half* inputs, int rows, int fro
     const int thread = threadIdx.x % THREADS;
     wait_for_previous_kernel();
     const size_t index = place(blockIdx.x * ROWS + threadIdx.x / THREADS, rows, from_end);
-    Row values = unpack_row(Packed<STREAMED != 0>(inputs + index * WIDTH, thread));
+    Row values = unpack_row(Packed(inputs + index * WIDTH, thread));
     take(values, index, thread);
 }
 
@@ -225,8 +210,8 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
                         int rows, int code_stride, int from_end, float eps) {
     __shared__ float exchange[ROWS * WARPS];
     let_next_kernel_start();
-    const Packed<> scales_of_columns(weight, threadIdx.x % THREADS);  // no kernel writes these
-    const Packed<> shifts(bias, threadIdx.x % THREADS);
+    const Packed scales_of_columns(weight, threadIdx.x % THREADS);  // no kernel writes these
+    const Packed shifts(bias, threadIdx.x % THREADS);
     for_every_row(hidden, rows, from_end, [&](Row& row, size_t index, int thread) {
         normalize(row, scales_of_columns, shifts, eps, thread, exchange);
         quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);

@@ -45,10 +45,9 @@ __device__ __forceinline__ unsigned two_outputs(Sum first, Sum second, float sca
 __device__ __forceinline__ void load_columns(
     float2* columns, int column, int thread, Shape shape, const Epilogue& epilogue) {
     for (int i = thread; i < TILE_N; i += 128) {
-        const int true_one = true_column(column, i, shape);
-        columns[i] = true_one < shape.n
-                         ? make_float2(ARGUMENT * epilogue.column_scale[true_one],
-                                       ARGUMENT * __half2float(epilogue.bias[true_one]))
+        columns[i] = column + i < shape.n
+                         ? make_float2(ARGUMENT * epilogue.column_scale[column + i],
+                                       ARGUMENT * __half2float(epilogue.bias[column + i]))
                          : make_float2(0.f, 0.f);
     }
 }

@@ -14,9 +14,7 @@
 //
 // Defines: TILE_M, TILE_N, STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU, RESIDUAL, CODES_OUT, BLOCK_SCALES,
 // TOKENS (of a frame, where the output is q|k|v for attention, head by head as in vision_heads.cuh; 0: rows),
-// BY_HEADS (tiles' columns are whole parts of heads; their number is a multiple of 8), FROM_END (the last rows
-// come first: whoever wrote them has left them in the second-level cache), STREAMED (the codes are read for the
-// last time).
+// FROM_END (the last rows come first: whoever wrote them has left them in the second-level cache).
 #include "w8a8_blocks.cuh"
 #include "w8a8_epilogue.cuh"
 #include "w8a8_products.cuh"
@@ -112,8 +110,6 @@ __device__ __forceinline__ void consume(
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384, 1)
     w8a8_gemm(const __grid_constant__ TensorMap a_map,  // codes (M, K) int8, box 128 x TILE_M / CLUSTER_N
               const __grid_constant__ TensorMap b_map,  // weight (N, K) int8, box 128 x TILE_N / CLUSTER_M
-              // by heads: weight (N / 72, 72, K), box 128 x 32 x 3, and 128 x 8 x 12 of the low columns
-              const __grid_constant__ TensorMap low_map,
               const float* row_scale,                   // (M,), or (K / 192, M)
               const float* column_scale,                // (N,)
               const __half* bias,                       // (N,)
@@ -139,7 +135,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(384
     const Shape shape{m, n, k, out_stride};
     if (threadIdx.x < 128) {
         registers_down<24>();
-        if (threadIdx.x == 0) produce(ring, tail, Maps{&a_map, &b_map, &low_map}, shape);
+        if (threadIdx.x == 0) produce(ring, tail, &a_map, &b_map, shape);
     } else {
         registers_up<240>();
         const Epilogue epilogue{row_scale, column_scale, bias, residual, out, out_scales};

@@ -7,36 +7,23 @@
 constexpr int COLUMN_BLOCKS = TILE_N / 8;
 constexpr int GROUPS = (COLUMN_BLOCKS + 3) / 4;  // of four blocks; the last may have two
 
-// Which of the output's columns a tile has at `index`, where the tile begins at `column`.
-__device__ __forceinline__ int true_column(int column, int index, Shape shape) {
-    if (!BY_HEADS) return column + index;
-    const heads::Columns columns(column / TILE_N, shape.n / heads::WIDTH);
-    return columns.head(index / 8) * heads::WIDTH + columns.part(index / 8) * 8 + index % 8;
-}
-
 // Where 8 outputs lie, in elements (fewer than 2^31): rows side by side or, of q|k|v for attention over
 // frames of TOKENS rows, head by head.
 struct Place {
     unsigned column, head, part;
     bool is_thin;  // low columns of q or k
 
-    __device__ __forceinline__ Place(int first, int index, Shape shape) {
+    __device__ __forceinline__ Place(int first, Shape shape) : column(first) {
 #if TOKENS
-        const heads::Columns columns(first / TILE_N, shape.n / heads::WIDTH);
-        column = first + index;
-        head = BY_HEADS ? columns.head(index / 8) : column / heads::WIDTH;
-        part = BY_HEADS ? columns.part(index / 8) : column % heads::WIDTH / 8;
+        head = column / heads::WIDTH;
+        part = column % heads::WIDTH / 8;
         is_thin = part == heads::HIGH / 8 && !is_value(shape);
-#else
-        column = first + index;
 #endif
     }
 
     __device__ __forceinline__ bool is_value(Shape shape) const {
         return 3 * heads::WIDTH * head >= 2u * shape.n;
     }
-
-    __device__ __forceinline__ bool is_inside(Shape shape) const { return BY_HEADS || column < shape.n; }
 
     __device__ __forceinline__ unsigned of_row(unsigned row, Shape shape) const {
 #if TOKENS
@@ -62,9 +49,9 @@ struct Vectors {
 
     __device__ __forceinline__ Vectors(
         int first_row, int first_column, int group, Shape shape, int lane)
-        : place(first_column, group * 32 + lane % 4 * 8, shape) {
+        : place(first_column + group * 32 + lane % 4 * 8, shape) {
         row = first_row + lane / 4;
-        const bool inside = place.is_inside(shape) && 4 * group + lane % 4 < COLUMN_BLOCKS;
+        const bool inside = static_cast<int>(place.column) < shape.n && 4 * group + lane % 4 < COLUMN_BLOCKS;
         rows = inside ? shape.m - static_cast<int>(row) : 0;
         start = place.of_row(row, shape);
     }

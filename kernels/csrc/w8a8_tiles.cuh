@@ -18,9 +18,6 @@ constexpr int FREE_ARRIVALS = (PINGPONG ? 4 : 8) * CLUSTER;
 static_assert(TILE_N % 16 == 0, "a tile is whole pairs of blocks of 8 columns");
 static_assert(B_BYTES % 1024 == 0 && TILE_M % CLUSTER_N == 0 && TILE_N % (8 * CLUSTER_M) == 0, "");
 
-static_assert(!BY_HEADS || (TOKENS && TILE_N == 192 && CLUSTER_M == 2 && CLUSTER_N == 1),
-              "a block loads half of each head's rows");
-
 struct Shape {
     int m, n, k, out_stride;  // stride: elements from row to row of the output and the residual
 };
@@ -57,25 +54,9 @@ struct Tiles {
     }
 };
 
-struct Maps {
-    const TensorMap *a, *b;
-    const TensorMap* low;  // of B, where its columns go by heads
-};
-
-// This block's half of the weights that the cluster shares.
-__device__ __forceinline__ void load_heads(
-    unsigned b, const Maps& maps, unsigned full, int k, int column, int rank, Shape shape) {
-    const heads::Columns columns(column / TILE_N, shape.n / heads::WIDTH);
-    if (columns.is_low) {
-        copy_box_multicast(b, maps.low, full, k, heads::HIGH, columns.first + rank * 12, 3);
-    } else {
-        copy_box_multicast(b, maps.b, full, k, rank * 32, columns.first, 3);
-    }
-}
-
 __device__ __forceinline__ void load_stage(
-    unsigned ring, const Maps& maps, unsigned full, int k, int row, int column, int rank,
-    Shape shape) {
+    unsigned ring, const TensorMap* a_map, const TensorMap* b_map, unsigned full, int k, int row,
+    int column, int rank) {
     constexpr int A_PART = TILE_M / CLUSTER_N;  // rows of A that this block loads for its row
     constexpr int B_PART = TILE_N / CLUSTER_M;
     const int a_part = (rank % CLUSTER_N) * A_PART, b_part = (rank / CLUSTER_N) * B_PART;
@@ -83,25 +64,21 @@ __device__ __forceinline__ void load_stage(
     barrier_expect(full, STAGE_BYTES);
     if (CLUSTER_N > 1) {  // every block with the same rows of A
         const unsigned short blocks = ((1 << CLUSTER_N) - 1) << (rank / CLUSTER_N * CLUSTER_N);
-        copy_box_multicast(a, maps.a, full, k, row + a_part, blocks);
-    } else if (STREAMED) {
-        copy_box(a, maps.a, full, k, row, leaves_first());
+        copy_box_multicast(a, a_map, full, k, row + a_part, blocks);
     } else {
-        copy_box(a, maps.a, full, k, row);
+        copy_box(a, a_map, full, k, row);
     }
-    if (BY_HEADS) {
-        load_heads(b, maps, full, k, column, rank, shape);
-    } else if (CLUSTER_M > 1) {  // every block with the same columns
+    if (CLUSTER_M > 1) {  // every block with the same columns
         unsigned short blocks = 0;
         for (int i = 0; i < CLUSTER_M; ++i) blocks |= 1 << (i * CLUSTER_N + rank % CLUSTER_N);
-        copy_box_multicast(b, maps.b, full, k, column + b_part, blocks);
+        copy_box_multicast(b, b_map, full, k, column + b_part, blocks);
     } else {
-        copy_box(b, maps.b, full, k, column);
+        copy_box(b, b_map, full, k, column);
     }
 }
 
 __device__ __forceinline__ void produce(
-    unsigned ring, Tail& tail, const Maps& maps, Shape shape) {
+    unsigned ring, Tail& tail, const TensorMap* a_map, const TensorMap* b_map, Shape shape) {
     const int rank = cluster_rank(), steps_k = (shape.k + TILE_K - 1) / TILE_K;
     int stage = 0, phase = 0;
     for (Tiles tiles(shape, 0); !tiles.done(); tiles.advance()) {
@@ -109,8 +86,8 @@ __device__ __forceinline__ void produce(
         tiles.locate(rank, row, column);
         for (int k = 0; k < steps_k; ++k) {
             barrier_wait(shared_address(&tail.empty[stage]), phase ^ 1);
-            load_stage(ring + stage * STAGE_BYTES, maps, shared_address(&tail.full[stage]), k * TILE_K,
-                       row, column, rank, shape);
+            load_stage(ring + stage * STAGE_BYTES, a_map, b_map, shared_address(&tail.full[stage]),
+                       k * TILE_K, row, column, rank);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }
