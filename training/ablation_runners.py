@@ -136,7 +136,7 @@ class CachedBatch:
         turned_views = (draw(len(view_rows)) < 0.5).long()
         self.slots[: number * frames] = decisions.shown[rows].flatten()
         self.slots[number * frames :] = views.slots[view_rows]
-        self.turned[: number * frames] = turned.repeat_interleave(frames)
+        self.turned[: number * frames] = turned[:, None].expand(-1, frames).flatten()
         self.turned[number * frames :] = turned_views
         prompts = decisions.prompt[rows]
         self.ids.copy_(decisions.ids[turned, prompts])
