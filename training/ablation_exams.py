@@ -45,7 +45,9 @@ class Examiner:
         self.ring = FrameRing(1 + num_workers * frames, size, device, features)
         answers = AnswerTable(self.sequences.answers, self.sequences.pad_id).to(device)
         captured = device.type == "cuda"
-        self.student = Student(model, answers, self.sequences, self.ring, captured)
+        # A decision of every process, with the frames since the last one and the black one.
+        rows = MOST_UNITS * num_workers + 1
+        self.student = Student(model, answers, self.sequences, self.ring, captured, rows)
         if captured:
             self.student.capture()
         self.laps = np.zeros(num_workers, np.int64)  # episodes begun by each process
