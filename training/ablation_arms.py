@@ -58,7 +58,7 @@ class AblationRecipe:
     drives_s: float = 28.0  # the newer drives of `Arm.drives`
     train_until_s: float = 580.0  # since the start; no arm begins that would end later
     max_steps: int = 4000
-    timed_steps: int = 20  # to plan the common number
+    timed_steps: int = 40  # to plan the common number
     num_workers: int = 14
     num_robots: int = 16
     num_rounds: int = 1
