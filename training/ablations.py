@@ -164,11 +164,8 @@ class Ablations:
             self._plan_whole(arm, runner)
         elif not self.num_steps:
             self._plan(arm, runner)
-        runner.reset(
-            arm,
-            self.released.vision_tower,
-            self.states[arm.goes_on] if arm.goes_on else None,
-        )
+        start = self.states[arm.goes_on] if arm.goes_on else None
+        runner.reset(arm, self.released.vision_tower, start)
         decisions, order = self._order(arm, runner)
         begin_s = self.seconds()
         num_steps = self._number(arm)
@@ -226,11 +223,9 @@ class Ablations:
             for name, kept in self.keeps.items():
                 actions = np.bincount(costs[kept].argmin(1), minlength=10)
                 self.log(keep=name, best_actions=actions.tolist())
-            self.log(
-                delta_percentiles=np.percentile(delta, [1, 10, 50, 90, 99]).round(3).tolist(),
-                large=float(likes[0].mean()),
-                small=float(likes[1].mean()),
-            )
+            spread = np.percentile(delta, [1, 10, 50, 90, 99]).round(3).tolist()
+            large, small = (float(like.mean()) for like in likes)
+            self.log(delta_percentiles=spread, large=large, small=small)
         return self.keeps[keep]
 
     def _steps(
