@@ -143,9 +143,12 @@ class Engine:
             with ranks.accumulate(self.learner):
                 loss = self.learner(batch.to(ranks.device, self._pixel_dtype))
                 losses.append(loss.detach().float())
-                if number == len(micro) - 1:  # DeepSpeed steps in the last backward pass
+                if number == len(micro) - 1 and ranks.kind == "deepspeed":
+                    # It steps in the last backward pass; elsewhere the host need not wait yet.
                     mean = self._mean_loss(losses, micro, total["weight"])
                 accelerator.backward(loss * scale)
+        if ranks.kind != "deepspeed":
+            mean = self._mean_loss(losses, micro, total["weight"])
         norm = self._clip(micro)
         self.optimizer.step()
         self.optimizer.zero_grad()

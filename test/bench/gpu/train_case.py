@@ -27,7 +27,6 @@ from nvila_ros.training.flops import batch_flops
 from nvila_ros.training.fp8 import PrecisionConfig, make_adamw, to_float8
 from nvila_ros.training.fused_loss import linear_cross_entropy
 from nvila_ros.training.learner import checkpoint_layers
-from nvila_ros.training.merged import merge_products
 
 NUM_FRAMES, TEXT_TOKENS, ANSWER_TOKENS = 8, 110, 12
 LEARNING_RATE = 1e-5
@@ -48,7 +47,6 @@ class Case:
     max_samples: int | None = None  # None: as many as fit
     budget: float = 1.0  # share of activations that compiled layers keep
     is_compiled: bool = True
-    is_merged: bool = False  # the tower's query, key and value by one product
     attention: Literal["flash", "cudnn"] = "flash"  # of the tower
 
     @property
@@ -77,8 +75,6 @@ def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
     tower.vision_model.encoder.layers[tower.num_layers_to_run :].requires_grad_(False)
     adapt(model, case.adapt)
     to_float8(model, case.precision)
-    if case.is_merged:
-        merge_products(model.vision_tower)
     if case.is_compiled:
         compile_layers(model, budget=case.budget)
     return model.train()
@@ -164,7 +160,9 @@ class Trainer:
             hidden = model.llm(embeds, batch.positions, None, attention)[0]
             llm = model.llm
             head = llm.model.embed_tokens if llm.lm_head is None else llm.lm_head
-            total = linear_cross_entropy(hidden, head.weight, batch.targets, batch.target_weights)
+            labelled = (batch.targets, batch.target_weights)
+            rows = batch.target_rows
+            total = linear_cross_entropy(hidden, head.weight, *labelled, rows=rows)
         return total / (ANSWER_TOKENS * len(batch.lengths))
 
     def step(self, batch: PackedBatch) -> Tensor:
@@ -213,8 +211,6 @@ def cases() -> dict[str, Callable[[], Case]]:
     return {
         "lite2b_kept": kept("lite2b_kept"),
         "lite2b_cudnn": kept("lite2b_cudnn", attention="cudnn"),
-        "lite2b_merged": kept("lite2b_merged", is_merged=True),
-        "lite2b_merged_cudnn": kept("lite2b_merged_cudnn", is_merged=True, attention="cudnn"),
         "decoder_bf16": decoder("decoder_bf16", "bfloat16"),
         "decoder_fp8_tensor": decoder("decoder_fp8_tensor", "float8_tensor"),
         "decoder_fp8_row": decoder("decoder_fp8_row", "float8_row"),

@@ -26,6 +26,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_case import Case, Trainer, cases, decisions, network
 from train_feed import waiting
+from train_probe import PROBES, lower, probed
 
 from nvila_ros.training.flops import peak_flops
 
@@ -35,7 +36,7 @@ NUM_STEPS = int(os.environ.get("BENCH_STEPS", "3"))
 NUM_SHORT_STEPS = int(os.environ.get("BENCH_SHORT_STEPS", "10"))
 RESERVE_BYTES = 3 << 30  # of the card: fragments, cuBLAS's and other processes' own
 MOST_SAMPLES = int(os.environ.get("BENCH_MOST_SAMPLES", "48"))  # steps of seconds say enough
-PROBES = (2, 4)  # samples of the steps that the bytes model is fitted to
+AHEAD = (2, 3, 8)  # compiled for: few, few again (nothing new), more than two graphs are made for
 
 
 def main() -> None:
@@ -133,7 +134,7 @@ def compile_ahead(case: Case, device: torch.device) -> None:
     say("small network")
     for checkpoints in case.checkpoints:
         trainer = Trainer(case, model, checkpoints=checkpoints)
-        for count in (2, 3):
+        for count in AHEAD:
             trainer.step(batch_of(case, trainer, count))
             say(f"small step, {count} samples, checkpoints: {checkpoints}")
         trainer.close()
@@ -159,7 +160,6 @@ def measure(case: Case, device: torch.device, result: dict[str, Any], *, has_loa
         "compute": case.precision.compute,
         "optimizer_states": case.precision.optimizer_states,
         "budget": case.budget,
-        "is_merged": case.is_merged,
         "attention": case.attention,
         "gpu": torch.cuda.get_device_name(),
         "num_layers": model.config.language.num_hidden_layers,
@@ -190,23 +190,14 @@ def largest(case: Case, trainer: Trainer) -> dict[str, Any]:
     """Fits bytes = a + b * tokens to two small steps, then tries the largest batch they promise."""
     if case.max_samples is not None:
         return timed(case, trainer, case.max_samples)
-    points = []
-    for count in PROBES:
-        batch = batch_of(case, trainer, count)
-        if not points:
-            trainer.step(batch)  # moments exist after the first
-        torch.cuda.reset_peak_memory_stats()
-        trainer.step(batch)
-        torch.cuda.synchronize()
-        points.append((len(batch), torch.cuda.max_memory_allocated()))
-        say(f"probe, {count} samples: {points[-1][1] / 1e9:.1f} GB")
+    points = probed(trainer, lambda count: batch_of(case, trainer, count), say)
     forget()
-    (few, low), (many, high) = points
+    (few, low), (many, high) = points[-2:]
     per_token = max(1.0, (high - low) / (many - few))
     fixed = low - per_token * few
     free, total = torch.cuda.mem_get_info()
     usable = free + torch.cuda.memory_reserved() - RESERVE_BYTES
-    tokens_per_sample = many / PROBES[1]
+    tokens_per_sample = many / PROBES[len(points) - 1]
     count = max(1, int((usable - fixed) / per_token / tokens_per_sample))
     model_of_bytes = {
         "fixed_gb": round(fixed / 1e9, 2),
@@ -217,8 +208,7 @@ def largest(case: Case, trainer: Trainer) -> dict[str, Any]:
     }
     count = min(count, MOST_SAMPLES)
     tries = []
-    for share in (1.0, 0.93, 0.85, 0.7):
-        tried = max(1, int(count * share))
+    for tried in (count, *lower(count)):
         try:
             return {"bytes_model": model_of_bytes, "failed": tries, **timed(case, trainer, tried)}
         except torch.cuda.OutOfMemoryError:
