@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.training.ablation_arms import load_ablations
-from nvila_ros.training.ablation_corpus import (
+from nvila_ros.training.ablation.arms import load_ablations
+from nvila_ros.training.ablation.corpus import (
     Drive,
     PatchCache,
     PromptTable,
     build_decisions,
     shuffled_rows,
 )
-from nvila_ros.training.ablation_runners import patches_of
-from nvila_ros.training.ablation_scores import half_at_random, half_by_delta, held_out_scores
+from nvila_ros.training.ablation.runners import patches_of
+from nvila_ros.training.ablation.scores import half_at_random, half_by_delta, held_out_scores
 from nvila_ros.training.mirror import MIRRORED_ACTIONS
 from nvila_ros.training.replay import EpisodeRecord, FrameRing, history_indices
 from nvila_ros.training.vocabulary import NetworkShape, build_sequences
@@ -149,7 +149,7 @@ def test_an_exam_is_the_episode_that_simulate_drives():
     from nvila_ros.config import EvaluationConfig
     from nvila_ros.evaluation.drivers import OracleDriver
     from nvila_ros.evaluation.rollout import run_episode
-    from nvila_ros.training.ablation_examinee import Examinee
+    from nvila_ros.training.ablation.examinee import Examinee
 
     frames = np.zeros((2, 200, 192, 192, 3), np.uint8)
     exam = Examinee(900_004, 2, frames, most=60)
@@ -171,9 +171,9 @@ def test_an_exam_is_the_episode_that_simulate_drives():
 def test_toy_arms_train_and_are_examined(tmp_path):
     from dataclasses import replace
 
-    from nvila_ros.training.ablation_exams import Exams
-    from nvila_ros.training.ablation_files import load_arm
-    from nvila_ros.training.ablations import Ablations
+    from nvila_ros.training.ablation.exams import Exams
+    from nvila_ros.training.ablation.experiment import Ablations
+    from nvila_ros.training.ablation.files import load_arm
 
     recipe = load_ablations(RECIPES / "toy.yaml")
     wanted = ("plain", "delta_half", "frames_1", "seeing")

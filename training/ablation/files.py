@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.ablation_arms import Arm
+from nvila_ros.training.ablation.arms import Arm
 from nvila_ros.training.vocabulary import NetworkShape, build_sequences
 
 

@@ -11,9 +11,9 @@ import torch
 
 from nvila_ros.errors import TrainingError
 from nvila_ros.models.vision import VisionTower
-from nvila_ros.training.ablation_arms import AblationRecipe
-from nvila_ros.training.ablation_corpus import Drive, DriveCollector, PatchCache
-from nvila_ros.training.ablation_runners import Runner
+from nvila_ros.training.ablation.arms import AblationRecipe
+from nvila_ros.training.ablation.corpus import Drive, DriveCollector, PatchCache
+from nvila_ros.training.ablation.runners import Runner
 from nvila_ros.training.fleet import ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.fleet_pool import FleetPool
 from nvila_ros.training.replay import FrameRing, Replay, ViewRecord

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.ablation_arms import AblationRecipe, Arm
-from nvila_ros.training.ablation_corpus import Decisions, PatchCache
+from nvila_ros.training.ablation.arms import AblationRecipe, Arm
+from nvila_ros.training.ablation.corpus import Decisions, PatchCache
 from nvila_ros.training.batches import BatchMaker
 from nvila_ros.training.graphs import Captured
 from nvila_ros.training.mirror import WordSwap

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains all arms of an ablation: `python -m nvila_ros.training.run_ablations RECIPE --out RUN`."""
+"""Trains all arms of an ablation: `python -m nvila_ros.training.ablation RECIPE --out RUN`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from nvila_ros.training.ablation_arms import AblationRecipe, load_ablations
-from nvila_ros.training.ablation_corpus import PatchCache
-from nvila_ros.training.ablation_runners import Runner
-from nvila_ros.training.ablations import Ablations
+from nvila_ros.training.ablation.arms import AblationRecipe, load_ablations
+from nvila_ros.training.ablation.corpus import PatchCache
+from nvila_ros.training.ablation.experiment import Ablations
+from nvila_ros.training.ablation.runners import Runner
 from nvila_ros.training.replay import FrameRing, Replay
 from nvila_ros.training.vocabulary import build_sequences
 

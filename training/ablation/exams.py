@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closed-loop exams of arms as they are done: `... .ablation_exams --run RUN --seeds A:B`.
+"""Closed-loop exams of arms as they are done: `... .ablation.exams --run RUN --seeds A:B`.
 
 The episodes, pictures and restraint are those of `nvila simulate`; all arms of a wave drive the
 same apartment side by side, and the device decides for all processes at once. An episode ends at
@@ -21,8 +21,8 @@ import torch
 
 from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.ablation_examinee import MOST_UNITS, Asked, work
-from nvila_ros.training.ablation_files import load_arm
+from nvila_ros.training.ablation.examinee import MOST_UNITS, Asked, work
+from nvila_ros.training.ablation.files import load_arm
 from nvila_ros.training.objectives import AnswerTable
 from nvila_ros.training.replay import BLACK_SLOT, FrameRing, history_indices
 from nvila_ros.training.student import Student

@@ -2,7 +2,7 @@
 """Ablations of the small model on one shared corpus.
 
 Fleets render for a while; then every arm trains for the same number of steps, one after another, on
-the same decisions, and writes its weights under RUN/arms, where `ablation_exams` finds them. What
+the same decisions, and writes its weights under RUN/arms, where `exams` finds them. What
 each arm answers in apartments that none has seen is kept as one row of RUN/held_out.npz per arm.
 """
 
@@ -19,16 +19,16 @@ from torch import Tensor
 
 from nvila_ros.errors import TrainingError
 from nvila_ros.models import weights
-from nvila_ros.training.ablation_arms import AblationRecipe, Arm
-from nvila_ros.training.ablation_corpus import (
+from nvila_ros.training.ablation.arms import AblationRecipe, Arm
+from nvila_ros.training.ablation.corpus import (
     Decisions,
     build_decisions,
     shuffled_rows,
 )
-from nvila_ros.training.ablation_drives import SharedDrives
-from nvila_ros.training.ablation_files import save_arm
-from nvila_ros.training.ablation_runners import Runner, Views
-from nvila_ros.training.ablation_scores import (
+from nvila_ros.training.ablation.drives import SharedDrives
+from nvila_ros.training.ablation.files import save_arm
+from nvila_ros.training.ablation.runners import Runner, Views
+from nvila_ros.training.ablation.scores import (
     answer_log_probability,
     half_at_random,
     half_by_delta,
