@@ -202,7 +202,9 @@ class Engine:
                 for batch in micro
             ),
         }
-        values = torch.tensor([*counts.values()], dtype=torch.float64, device=self.ranks.device)
+        # One process need not ask the device, which is still busy with the step before.
+        device = self.ranks.device if self.ranks.count > 1 else "cpu"
+        values = torch.tensor([*counts.values()], dtype=torch.float64, device=device)
         return dict(zip(counts, self.ranks.sum(values).tolist(), strict=True))
 
     def _mean_loss(self, losses: list[Tensor], micro: list[PackedBatch], weight: float) -> float:
