@@ -14,17 +14,15 @@ from nvila_ros.kernels.decode_persistent_plan import PHASES, TILE_KEYS, Cut
 from nvila_ros.kernels.packing import RowsInt4
 
 SOURCE = "decode_persistent.cu"
-HEAD_BYTES_AHEAD = 16 << 20  # a third of an H100's second-level cache
 
 
 class Arguments(ctypes.Structure):
     """The source's `Arguments`: pointers, then numbers."""
 
     _fields_ = (
-        ("pointers", ctypes.c_void_p * 11),
+        ("pointers", ctypes.c_void_p * 10),
         ("cache_length", ctypes.c_int),
         ("eps", ctypes.c_float),
-        ("head_bytes", ctypes.c_uint),
     )
 
 
@@ -38,13 +36,9 @@ class PersistentLayers:
     def __init__(
         self, cut: Cut, matrices: Sequence[Sequence[RowsInt4]],
         vectors: Sequence[tuple[Tensor | None, Tensor, Tensor]], keys: Tensor, values: Tensor,
-        head: Tensor,
     ) -> None:  # fmt: skip
-        """matrices: qkv, output, gate_up, down of each layer; vectors: qkv's bias, both norms.
-
-        head: whatever is read right after the launch; its beginning is asked for ahead.
-        """
-        self.cut, self._head = cut, head
+        """matrices: qkv, output, gate_up, down of each layer; vectors: qkv's bias, both norms."""
+        self.cut = cut
         self._kept = (matrices, vectors, keys, values)  # the table holds bare addresses
         self._cache_length = keys.shape[2]
         rows = []
@@ -93,11 +87,10 @@ class PersistentLayers:
         """token (1,), place (2,) int32; the rest as `launch` takes it."""
         tensors = (
             self._layers, self._scales, token, place, table, cos_sin, hidden, self._words,
-            self._found, self._epochs, self._head,
+            self._found, self._epochs,
         )  # fmt: skip
         addresses = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
-        head_bytes = min(HEAD_BYTES_AHEAD, self._head.numel() * self._head.element_size())
-        return Arguments(addresses, self._cache_length, eps, head_bytes)
+        return Arguments(addresses, self._cache_length, eps)
 
     def launch(
         self, token: Tensor, place: Tensor, table: Tensor, cos_sin: Tensor, hidden: Tensor,

@@ -129,9 +129,7 @@ class DecodeStep:
         layers = self.weights.layers
         matrices = [(each.qkv, each.output, each.gate_up, each.down) for each in layers]
         vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in layers]
-        return decode_persistent.PersistentLayers(
-            cut, matrices, vectors, self.keys, self.values, self.weights.head
-        )
+        return decode_persistent.PersistentLayers(cut, matrices, vectors, self.keys, self.values)
 
     def _agrees(self, persistent: decode_persistent.PersistentLayers) -> bool:
         """Whether both ways give one token the same output; leaves the step as it was made."""

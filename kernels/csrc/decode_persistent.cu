@@ -158,25 +158,26 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
   Ring ring(step);
   u32 key_parity = 0;
   ask_keys(step, 0);
-#pragma unroll 1
-  for (int i = 0; i < STAGES; i++) ring.load(step, i);
+  ring.fill(step);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
-    Extras extras = ask_qkv(step, step.layer(index), Share(QKV));
+    Extras extras;
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
       if (phase == OUTPUT) {
         attend(now, index, key_parity, tag);
-        if (UNITS_AHEAD) ring.ask_ahead(now);
+        if (MOST_EMPTY) ring.fill(now);
       }
+      if (phase == DOWN && index + 1 < LAYERS) ask_ahead(now, index + 1);
       receive_phase(now, phase, index, tag);
+      if (phase == QKV) extras = ask_qkv(now, now.layer(index), Share(QKV));
       multiply_units(now, ring, phase);
       __syncthreads();
       if (phase == DOWN && index + 1 < LAYERS) ask_keys(now, index + 1);
       finish_phase(now, phase, index, extras, tag);
-      ring.refill(now, phase);
+      ring.refill(now);
     }
   }
   let_next_kernel_start();

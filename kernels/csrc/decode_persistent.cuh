@@ -34,10 +34,8 @@ struct Arguments {
   u64 *words;                // NUM_WORDS; all 0 before the first launch ever
   uint4 *found;              // (H, MAX_SPLITS, d / 4) of attention; all 0 before the first launch
   u32 *epochs;               // of each block: how many layers it has run, 0 before the first launch
-  const unsigned char *head; // what the next launch will read first
   int cache_length;
   float eps;
-  u32 head_bytes;            // of it, a part that L2 has room for
 };
 
 // Codes: (heads, 2, half a head, K / 8) words, (1, 2, I, K / 8), or (1, 1, N, K / 8); keys and values:

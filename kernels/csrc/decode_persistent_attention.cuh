@@ -288,20 +288,11 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
          pack_halves(total[2] * share, total[3] * share), tag);
 }
 
-// The same of the head, which runs after this launch: while the last layer waits, memory has nothing to do.
-__device__ __forceinline__ void ask_head(const Step &step) {
-  if (threadIdx.x / WARP != NUM_WARPS - 1) return;
-  const u32 bytes = step.from.head_bytes / BLOCKS / 128 * 128, chunk = 16384;
-  const unsigned char *source = step.from.head + size_t(blockIdx.x) * bytes;
-#pragma unroll 1
-  for (u32 at = 0; at < bytes; at += chunk) copy_to_l2(source + at, min(chunk, bytes - at));
-}
-
-// Into L2: what the next layer reads besides its weights. By warps that have looked and now only wait.
-__device__ __forceinline__ void ask_ahead(const Step &step, const Looks &part, int index) {
-  if (threadIdx.x % WARP) return;
-  if (index == LAYERS) return ask_head(step);
+// Into L2: what the next layer reads besides its weights.
+__device__ __forceinline__ void ask_ahead(const Step &step, int index) {
+  if (threadIdx.x % WARP || threadIdx.x / WARP < ADDING_WARPS) return;
   const Layer &layer = step.layer(index);
+  const Looks part(step);
   if (!part.is_idle()) part.copy_to_l2(step, layer);
   if (blockIdx.x == BLOCKS - 1 && threadIdx.x / WARP == NUM_WARPS - 1) {
     copy_to_l2(layer.norms[0], HIDDEN * 2);
@@ -315,7 +306,7 @@ __device__ __forceinline__ void attend(const Step &step, int index, u32 &key_par
   const Looks part(step);
   const int warp = threadIdx.x / WARP;
   if (!part.is_idle()) look_at_keys(step, part, index, key_parity, tag);
-  if (warp >= ADDING_WARPS) return ask_ahead(step, part, index + 1);
+  if (warp >= ADDING_WARPS) return;
   constexpr int ITEMS = NUM_HEADS * (HEAD_DIM / 32);
 #pragma unroll 1
   for (int item = blockIdx.x + warp * BLOCKS; item < ITEMS; item += ADDING_WARPS * BLOCKS)

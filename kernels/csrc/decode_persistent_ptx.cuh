@@ -104,6 +104,15 @@ __device__ __forceinline__ void copy_box(u32 target, const Map *map, int column,
                ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier) : "memory");
 }
 
+// The same of what is read once: it leaves L2 before anything else does.
+__device__ __forceinline__ void copy_box_once(u32 target, const Map *map, int column, int row, int part, int whole,
+                                              u32 barrier) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+               "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
+               ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier),
+               "l"(0x12F0000000000000ull) : "memory");
+}
+
 __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
@@ -112,9 +121,4 @@ __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int b
 // Into L2, for who copies it later.
 __device__ __forceinline__ void copy_to_l2(const void *source, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void box_to_l2(const Map *map, int column, int row, int part, int whole) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];"
-               ::"l"(map), "r"(column), "r"(row), "r"(part), "r"(whole) : "memory");
 }

@@ -4,8 +4,11 @@
 #pragma once
 #include "decode_persistent.cuh"
 
-#ifndef UNITS_AHEAD
-#define UNITS_AHEAD 0  // of a warp, on their way to L2 while blocks wait in attention
+#ifndef MOST_EMPTY
+#define MOST_EMPTY 0  // places of a ring that may stay empty until blocks wait in attention
+#endif
+#ifndef READS_ONCE
+#define READS_ONCE 1
 #endif
 
 // The units of a warp are the same in every layer: a list in shared memory, made once. Before it: how
@@ -46,15 +49,19 @@ __device__ __forceinline__ void list_units(const Step &step) {
 }
 
 // A warp's place in its list of units, and in its ring.
+static_assert(MOST_EMPTY <= STAGES - 2, "the next unit is on its way");
+
 struct Ring {
   int layer, next, units;  // to be loaded; units of a layer
   int stage, used;         // to be multiplied; of the layer's units
+  int target, free;        // the next place to be filled; how many are empty
   u32 parity;
 
   __device__ __forceinline__ explicit Ring(const Step &step) {
     const uint4 counts = *units_of_warp(step);
     units = counts.x + counts.y + counts.z + counts.w;
-    layer = next = stage = used = 0;
+    layer = next = stage = used = target = 0;
+    free = STAGES;
     parity = 0;
   }
 
@@ -68,42 +75,31 @@ struct Ring {
 
   // Asks for the warp's next unit. After the last: nothing. Rows past the share come along and are
   // not looked at, past the matrix: zeros.
-  __device__ __forceinline__ void load(const Step &step, int to_stage) {
+  __device__ __forceinline__ void load(const Step &step) {
+    free--;
     if (next == units) next = 0, layer++;
     if (layer >= LAYERS || !units) return;
     if (threadIdx.x % WARP == 0) {
       const uint4 unit = units_of_warp(step)[1 + next];
-      const u32 base = shared_address(step.shared), barrier = barriers(base) + to_stage * 8;
+      const u32 base = shared_address(step.shared), barrier = barriers(base) + target * 8;
       expect_bytes(barrier, unit.y >> 16);
-      copy_box(codes(base) + to_stage * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
+      (READS_ONCE ? copy_box_once : copy_box)(codes(base) + target * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
                unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
-      copy_bytes(scales(base) + to_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
+      copy_bytes(scales(base) + target * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
                  SCALE_BYTES, barrier);
     }
     next++;
+    if (++target == STAGES) target = 0;
   }
 
-  // Into the place that was freed last: all others are full.
-  __device__ __forceinline__ void load(const Step &step) { load(step, stage ? stage - 1 : STAGES - 1); }
-
-  // Into L2: what comes after the units of the ring.
-  __device__ __forceinline__ void ask_ahead(const Step &step) const {
-    if (threadIdx.x % WARP) return;
+  __device__ __forceinline__ void fill(const Step &step) {
 #pragma unroll 1
-    for (int i = 0; i < UNITS_AHEAD; i++) {
-      const bool is_next_layer = next + i >= units;
-      const int from = layer + is_next_layer, index = next + i - (is_next_layer ? units : 0);
-      if (from >= LAYERS || index >= units) return;
-      const uint4 unit = units_of_warp(step)[1 + index];
-      box_to_l2(step.maps.codes + (from * NUM_PHASES + (unit.w >> 24)), unit.y & 0xffffu, unit.x & 0xfffffu, 0,
-                unit.x >> 20);
-      copy_to_l2(step.from.scales + size_t(from) * LAYER_SCALE_BYTES + unit.z, SCALE_BYTES);
-    }
+    while (free) load(step);
   }
 
-  // The place of a phase's last unit, after its outputs were sent: nobody waits for this.
-  __device__ __forceinline__ void refill(const Step &step, int phase) {
-    if (reinterpret_cast<const int *>(units_of_warp(step))[phase]) load(step);
+  // Where a place is empty that should not be. After a phase's outputs were sent nobody waits for this.
+  __device__ __forceinline__ void refill(const Step &step) {
+    if (free > MOST_EMPTY) load(step);
   }
 
   __device__ __forceinline__ void wait(u32 base) const {
@@ -112,7 +108,7 @@ struct Ring {
   }
 
   __device__ __forceinline__ void advance() {
-    used++;
+    used++, free++;
     if (++stage == STAGES) stage = 0, parity ^= 1u;
   }
 };
@@ -167,7 +163,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     }
     const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
-    if (i) ring.load(step);
+    ring.refill(step);
     const uint4 sums_x = load_shared16(base + GROUP_SUMS_AT + column / 2);
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll

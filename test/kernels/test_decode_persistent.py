@@ -215,9 +215,7 @@ class Pair:
             (each.qkv, each.output, each.gate_up, each.down) for each in self.weights.layers
         ]
         vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in self.weights.layers]
-        self.layers = EmulatedLayers(
-            cut, matrices, vectors, self.keys, self.values, self.weights.head
-        )
+        self.layers = EmulatedLayers(cut, matrices, vectors, self.keys, self.values)
         self.layers.library = emulate(cut, folder)
 
     def errors(self, position: int) -> tuple[float, float, float]:
