@@ -189,14 +189,21 @@ def _network(
     import torch
 
     if precision == "int8":
+        from rich.console import Console
+
         from nvila_ros.models.config_files import load_config
         from nvila_ros.models.onnx_calibration import calibrate
         from nvila_ros.models.onnx_float_layers import float_names
         from nvila_ros.training.quantize.static_vision import int8_vision
 
         floats = float_names(float_layers, load_config(model).num_vision_layers)
-        network, samples = int8_vision(model, calibration, floats)
-        return network, calibrate(network, samples), torch.stack(samples[-2:])
+        with Console(stderr=True).status("calibration") as status:
+            network, samples = int8_vision(
+                model, calibration, floats, on_progress=lambda what, *_: status.update(what)
+            )
+            status.update("rounding of activations")
+            scales = calibrate(network, samples)
+        return network, scales, torch.stack(samples[-2:])
     from nvila_ros.models.export import load_vision
 
     network = load_vision(model)

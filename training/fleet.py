@@ -24,10 +24,13 @@ from nvila_ros.sim.layout import generate_scene
 from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.renderer import Renderer
 from nvila_ros.sim.scene import Scene
+from nvila_ros.sim.sight import Sight
 from nvila_ros.sim.world import World
+from nvila_ros.training.fleet_labels import DecisionLabels, View
 from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.questions import ask_about_view
 from nvila_ros.training.replay import history_indices
+from nvila_ros.training.searching import SEARCH_TURN_RAD, SearchingTeacher, search_costs
 from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.view_labels import LandmarkTable
 from nvila_ros.training.vocabulary import NetworkShape
@@ -55,36 +58,8 @@ class FleetSettings:
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
     lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
     min_share: float = 0.003  # of the picture for an object to count as seen
+    searches: bool = False  # the teacher looks around where its frames do not show the next aim
     network: NetworkShape = field(default_factory=NetworkShape)
-
-
-@dataclass
-class DecisionLabels:
-    """What the oracle says at the pose of each active robot; arrays over the active robots."""
-
-    robots: np.ndarray  # (n,) int64 indices into the fleet
-    first_frame: np.ndarray  # (n,) int64 first frame not sent yet
-    last_frame: np.ndarray  # (n,) int64 current frame's index
-    costs: np.ndarray  # (n, 10) float32 cost-to-go of each action, capped
-    targets: (
-        np.ndarray
-    )  # (n, 3) float32 sin, cos of the bearing of the path, log1p distance to goal
-    clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
-    shown: np.ndarray  # (n, 8) int64 frame indices that the decision shows, -1 for black
-    allowed: np.ndarray  # (n, 10) bool actions that the restraint offers
-    views: list[View] = field(default_factory=list)
-
-
-@dataclass
-class View:
-    """Segmentation labels and a conversation about one robot's current frame."""
-
-    robot: int
-    frame: int
-    patch_category: np.ndarray  # (P,) uint8
-    patch_colour: np.ndarray  # (P,) uint8
-    ids: np.ndarray  # (len,) expanded ids of a conversation about the frame
-    supervised: np.ndarray  # (len,) bool
 
 
 class Fleet:
@@ -104,6 +79,7 @@ class Fleet:
         self.renderer = Renderer(self.world, size, size, batch=most)
         self.grid = OccupancyGrid.from_scene(self.scene)
         self.landmarks = LandmarkTable(self.scene, self.renderer.world.landmarks)
+        self.teacher = SearchingTeacher(self.scene, Sight(self.world))
         wanted = settings.num_robots * (settings.num_rounds + 1) // 2 + settings.num_robots // 2
         found = generate_batch(self.scene, self.grid, self.renderer.visible, self.rng, wanted)
         self.waiting = [e for e in found if sequences.fits(e.instruction)]
@@ -152,6 +128,7 @@ class Fleet:
         self.noise = self.rng.choice(self.settings.noise_levels, count)
         self.paths = [PathProgress(episode) for episode in self.episodes]
         self.restraints = [Restraint() for _ in range(count)]
+        self.teacher.start(self.episodes, self.settings.max_frames)
         if count:
             self._store(np.arange(count), np.zeros(count, np.int64), self.poses)
 
@@ -170,16 +147,24 @@ class Fleet:
         for robot in robots:
             self.arc_m[robot] = self.paths[robot].advance(self.poses[robot], self.arc_m[robot])
         num_shown = self.sequences.config.num_video_frames
+        shown = np.array([history_indices(n, num_shown) for n in self.num_frames[robots]])
+        clause = np.array([self.paths[r].clause(self.arc_m[r]) for r in robots], np.int64)
+        views = self._views(robots, costs)
+        if self.settings.searches:
+            sides = self.teacher.sides(robots, clause, shown, costs.argmin(1))
+            looks = sides != 0
+            costs[looks] = search_costs(sides[looks])
+            aim = np.where(looks, sides * SEARCH_TURN_RAD, aim)
         labels = DecisionLabels(
             robots=robots,
             first_frame=self.num_sent[robots].copy(),
             last_frame=self.num_frames[robots] - 1,
             costs=costs,
             targets=np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1).astype(np.float32),
-            clause=np.array([self.paths[r].clause(self.arc_m[r]) for r in robots], np.int64),
-            shown=np.array([history_indices(n, num_shown) for n in self.num_frames[robots]]),
+            clause=clause,
+            shown=shown,
             allowed=self._allowed(robots),
-            views=self._views(robots, costs),
+            views=views,
         )
         self.num_sent[robots] = self.num_frames[robots]
         self._best = costs.argmin(1)
@@ -288,6 +273,7 @@ class Fleet:
         size = self.settings.image_size_px
         if not len(robots):
             return
+        self.teacher.saw(robots, slots, poses)
         pictures = self.renderer.render_batch(poses)
         for robot, slot, picture in zip(robots, slots, pictures, strict=True):
             image = Image.fromarray(picture)

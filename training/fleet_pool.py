@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:  # workers import it only after they have chosen how to draw
-    from nvila_ros.training.fleet import DecisionLabels
+    from nvila_ros.training.fleet_labels import DecisionLabels
 
 
 @dataclass

@@ -20,12 +20,12 @@ class Captured:
     Graphs may be replayed side by side, by threads with streams of their own: each is recorded in a
     stream that no other graph has. cuBLAS has one workspace per stream and thread, which the graph
     remembers, so graphs recorded in one stream (PyTorch's default) would overwrite each other's
-    partial sums.
+    partial sums. Kernels keep the priority of that stream (below 0 is urgent) wherever they run.
     """
 
-    def __init__(self, function: Callable[..., Any], enabled: bool):
+    def __init__(self, function: Callable[..., Any], enabled: bool, priority: int = 0):
         self.function, self.enabled = function, enabled
-        self._stream = torch.cuda.Stream() if enabled else None
+        self._stream = torch.cuda.Stream(priority=priority) if enabled else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._arguments: tuple[Any, ...] = ()
         self._result: Any = None

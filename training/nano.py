@@ -63,6 +63,7 @@ class NanoTrainer:
             num_rounds=recipe.num_rounds,
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
+            searches=recipe.searches,
             network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage
@@ -109,10 +110,10 @@ class NanoTrainer:
         while (progress := self.progress()) < 1.0:
             stage = self.recipe.stage_at(progress)
             self.collector.check()
-            if self.is_ready():
+            if self.is_ready() and not self.is_ahead():
                 self.step(stage, progress)
             else:
-                time.sleep(0.05)
+                time.sleep(0.005)
             now_s = time.monotonic()
             if now_s - logged_s > LOG_EVERY_S:
                 self.log(stage, progress)
@@ -142,6 +143,13 @@ class NanoTrainer:
         """Whether there is enough to fill a micro-batch several times over."""
         enough = self.replay.num_decisions >= 2 * self.recipe.num_decisions
         return enough and len(self.replay.views) >= 2 * self.recipe.num_views
+
+    def is_ahead(self) -> bool:
+        """Whether decisions were shown often enough until fleets send more."""
+        recipe = self.recipe
+        shown = self.num_steps * recipe.micro_batches * recipe.num_decisions
+        allowed = (recipe.max_reuse or float("inf")) * max(1, self.collector.num_decisions)
+        return shown > allowed
 
     def step(self, stage: Stage, progress: float) -> None:
         """One optimizer step over the recipe's micro-batches."""

@@ -32,6 +32,7 @@ class NanoRecipe:
     minutes: float  # wall time of the whole run
     stages: tuple[Stage, ...]
     max_steps: int | None = None  # ends the run earlier than its minutes
+    max_reuse: float | None = None  # steps wait until decisions are shown no more often than this
     seed: int = 1
     network: NetworkShape = field(default_factory=NetworkShape)
     start_from: str | None = None  # an earlier run's folder, or a released checkpoint's
@@ -50,6 +51,7 @@ class NanoRecipe:
     max_gradient_norm: float = 1.0
     temperature: float = 0.3  # of the soft targets, in units of 25 cm or 15 degrees
     stop_weight: float = 1.0  # of decisions where the oracle stops; above 1 it stops too early
+    searches: bool = False  # the teacher looks round where no frame shows the next door or goal
     mirror_share: float = 0.5  # of episodes and views that are turned round
     route_weight: float = 0.3  # of the geometry and clause heads
     warmup: float = 0.03  # share of the run

@@ -48,8 +48,9 @@ class Student:
             "ids": torch.full((DECIDE_ROWS, sequences.prompt_length), sequences.pad_id).to(device),
             "lengths": torch.full((DECIDE_ROWS,), sequences.min_length, device=device),
         }
-        self._encode_slots = Captured(self._encode_now, captured)
-        self._score_rows = Captured(self._score_now, captured)
+        # Urgent: fleets wait for the answers, the trainer's step beside them takes far longer.
+        self._encode_slots = Captured(self._encode_now, captured, priority=-1)
+        self._score_rows = Captured(self._score_now, captured, priority=-1)
 
     def capture(self) -> None:
         """Records both graphs; call it while no other thread uses the device."""

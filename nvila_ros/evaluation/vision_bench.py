@@ -23,24 +23,29 @@ if TYPE_CHECKING:
 
 EXPORTED = ("tensorrt", "onnxruntime")
 ROUNDS = 3
+FLOAT_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 def measure(
     folder: Path, counts: Sequence[int], device: str = "auto", backend: str = "auto"
 ) -> dict[str, Any]:
-    """Milliseconds per backend and number of frames; for one that cannot run, why.
+    """Milliseconds per backend and number of frames, and its precision; why another cannot run.
 
     `floor` is the tower's arithmetic over what this device reaches in one large product of its own
-    dtype, measured in the same run.
+    dtype, measured in the same run; what computes in int8 may be below it.
     """
     engine, _ = load_engine(folder, device, backend=backend)
     if isinstance(engine, WithVision):
         engine = engine.own  # the exported one has a row of its own
     runs: dict[str, Callable[[Tensor], Tensor]] = {engine.name: engine.encode_frames}  # type: ignore[attr-defined]
+    floats = FLOAT_NAMES.get(engine.dtype, str(engine.dtype))
+    own = "w8a8" if engine.config.vision.quantization is not None else floats
+    precisions = {engine.name: own, "floor": floats}  # type: ignore[attr-defined]
     problems: dict[str, str] = {}
     for name in EXPORTED:
         try:
-            runs[name] = with_vision_backend(engine, folder, name).encode_frames
+            exported = with_vision_backend(engine, folder, name)
+            runs[name], precisions[name] = exported.encode_frames, exported.vision.precision
         except NvilaError as error:
             problems[name] = str(error)
     side = engine.config.vision.image_size
@@ -60,6 +65,7 @@ def measure(
         "device": _name(engine.device),
         "threads": torch.get_num_threads(),
         "milliseconds": times,
+        "precisions": precisions,
         "not_run": problems,
     }
 
@@ -89,13 +95,16 @@ def table(result: dict[str, Any]) -> Table:
     counts = list(result["milliseconds"]["floor"])
     view = Table(title=f"tower and projector on {result['device']}, milliseconds a pass")
     view.add_column("backend")
+    view.add_column("precision")
     for count in counts:
         view.add_column(f"{count} frame{'s' if count != '1' else ''}", justify="right")
     view.add_column("why not")
     for name, times in result["milliseconds"].items():
-        view.add_row(name, *(f"{times[count]:.1f}" for count in counts), "")
+        view.add_row(
+            name, result["precisions"][name], *(f"{times[count]:.1f}" for count in counts), ""
+        )
     for name, problem in result["not_run"].items():
-        view.add_row(name, *("-" for _ in counts), problem)
+        view.add_row(name, "-", *("-" for _ in counts), problem)
     return view
 
 

@@ -29,6 +29,7 @@ from nvila_ros.nodes.simulated_robot import (
     SimulatedRobot,
     SimulatorConfig,
     floor_plan_row,
+    give_memory_back,
     load_episode,
 )
 from nvila_ros.ros_main import (
@@ -138,6 +139,7 @@ class SimulatorNode(SafeNode):
         except NvilaError as error:
             self.get_logger().error(f"seed {seed}: {error}")
         self.robot = SimulatedRobot(episode, self.settings)
+        give_memory_back()
         self._camera_info = self._make_camera_info()
         self._tell_episode()
 

@@ -26,7 +26,11 @@ PROCESSES = ("simulator_node", "navigator_node", "policy_server")  # the last on
 
 
 def memory_mb(process_ids: list[int]) -> dict[str, float]:
-    """Proportional set size of each process, MB, by its name."""
+    """What each process has for itself and in shared memory, MB, by its name.
+
+    Pages of files (torch's libraries) are left out: of those a process is charged more whenever
+    another one on the machine that shares them ends.
+    """
     found: dict[str, float] = {}
     for process_id in process_ids:
         folder = Path("/proc") / str(process_id)
@@ -36,7 +40,8 @@ def memory_mb(process_ids: list[int]) -> dict[str, float]:
         except OSError:
             continue
         name = next((name for name in PROCESSES if name in command), "other")
-        total_kb = next(int(row.split()[1]) for row in text.splitlines() if row[:4] == "Pss:")
+        rows = (row.split() for row in text.splitlines()[1:])
+        total_kb = sum(int(row[1]) for row in rows if row[0] in ("Pss_Anon:", "Pss_Shmem:"))
         found[name] = found.get(name, 0.0) + total_kb / 1024
     return found
 

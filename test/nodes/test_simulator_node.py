@@ -4,6 +4,8 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from std_srvs.srv import Trigger
 from nvila_ros import ros_images
 from nvila_ros.errors import ConfigError, SceneError
 from nvila_ros.nodes.simulator_node import SimulatorNode
+from nvila_ros.ros_environment import process_environment
 from nvila_ros.ros_main import COMMAND_QOS, SENSOR_QOS, STATE_QOS
 from nvila_ros.safety import checked_pose
 
@@ -221,3 +224,25 @@ def test_bad_settings_are_named(ros, name, value, error, words):
             namespace=ros.namespace,
             parameter_overrides=[Parameter(name, value=value)],
         )
+
+
+def test_apartment_after_apartment_takes_no_more_memory():
+    """glibc kept the pieces of those before: 120 MB more after twenty of them."""
+    program = """
+from nvila_ros.nodes.simulated_robot import give_memory_back
+from nvila_ros.sim.episodes import episode_from_seed
+
+def memory_mb():
+    text = open("/proc/self/smaps_rollup").read()
+    return next(int(row.split()[1]) for row in text.splitlines() if row.startswith("Pss:")) / 1024
+
+for number in range(8):
+    episode_from_seed(900_000 + number % 4)
+    give_memory_back()
+    print(memory_mb())
+"""
+    environment = {**process_environment(), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    told_mb = [float(line) for line in done.stdout.split()]
+    assert max(told_mb[4:]) < max(told_mb[:4]) + 15.0, told_mb

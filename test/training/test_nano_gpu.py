@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """On a GPU: what is replayed as a CUDA graph is what runs one kernel at a time."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,32 @@ def test_a_replay_reads_its_arguments_and_adds_to_gradients():
     for _ in range(2):
         loss = captured(given)
     assert float(loss) == 6.0 and weight.grad.tolist() == [4.0, 4.0, 4.0]
+
+
+def test_graphs_replayed_side_by_side_compute_what_they_compute_alone():
+    """In one stream they would share cuBLAS's workspace, which long sums of few outputs use."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    wide, tall = (
+        torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+        for shape in ((64, 16384), (16384, 64))
+    )
+    graphs = [Captured(lambda a, b, k=k: (k * a) @ b, enabled=True) for k in (1.0, 3.0)]
+    alone = [graph(wide, tall).clone() for graph in graphs]
+    torch.cuda.synchronize()
+    num_wrong = [0, 0]
+
+    def replay(number):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(300):
+                found = graphs[number](wide, tall)
+                num_wrong[number] += int(not torch.equal(found, alone[number]))
+
+    threads = [threading.Thread(target=replay, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert num_wrong == [0, 0]
 
 
 def test_the_recorded_step_has_the_plain_steps_losses_and_gradients(tmp_path):

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,3 +106,13 @@ def test_the_trainer_outlives_a_bad_batch_and_keeps_what_it_saved(trainer, tmp_p
     with pytest.raises(TrainingError, match="kept"):
         trainer.save()
     assert saved and saved == {path.name: path.read_bytes() for path in tmp_path.glob("*.saf*")}
+
+
+def test_steps_wait_for_decisions_that_were_shown_too_seldom(trainer):
+    trainer.collector = SimpleNamespace(num_decisions=10)
+    trainer.num_steps = 20  # of two decisions each, in one micro-batch
+    assert not trainer.is_ahead()
+    trainer.recipe = replace(trainer.recipe, max_reuse=3.0)
+    assert trainer.is_ahead()
+    trainer.collector.num_decisions = 14
+    assert not trainer.is_ahead()

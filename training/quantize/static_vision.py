@@ -39,7 +39,12 @@ def int8_vision(
     with tempfile.TemporaryDirectory(prefix="nvila_export_") as place:
         recorded = Path(place) / "calibration"
         source = parse_calibration(calibration)
-        prompts = record(recorded, source, prompts_per_episode)
+        prompts = record(
+            recorded,
+            source,
+            prompts_per_episode,
+            lambda done, total: on_progress(f"episode {done} of {total} recorded", done, total),
+        )
         pictures = source if isinstance(source, Path) and source.is_dir() else recorded
         images, _ = unique_frames(pictures, prompts, config.vision.image_size)
         chosen = np.linspace(0, len(images) - 1, min(MAX_FRAMES, len(images))).astype(int)

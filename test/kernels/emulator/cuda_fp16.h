@@ -37,7 +37,6 @@ inline float __uint_as_float(u32 bits) { float v; std::memcpy(&v, &bits, 4); ret
 inline float __expf(float v) { return std::exp(v); }
 inline float rsqrtf(float v) { return 1.f / std::sqrt(v); }
 inline int min(int a, int b) { return a < b ? a : b; }
-inline u32 min(u32 a, u32 b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
   const u64 all = u64(b) << 32 | a;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported towers in an engine's place: which is chosen, what is refused, what files say."""
 
+import io
 import json
 import logging
 import shutil
@@ -8,33 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from nvila_ros import models
 from nvila_ros.errors import ConfigError, ExportError
 from nvila_ros.evaluation import vision_bench
 from nvila_ros.models import vision_engine
-from nvila_ros.models.engine_file import (
-    FOLDER,
-    Description,
-    read_description,
-    read_engine,
-    write_engine,
-)
+from nvila_ros.models.engine_file import FOLDER
 from nvila_ros.models.export import export_onnx, load_vision
-from nvila_ros.models.export_language import export_language
 from nvila_ros.models.fingerprint import vision_fingerprint
 from nvila_ros.models.runtime_backend import load_engine
 from nvila_ros.models.vision_engine import WithVision
 from nvila_ros.policy import NavigationPolicy
 
 NANO_FOLDER = Path(models.__file__).parent / "nano"
-EXPECTED = {
-    "fingerprint": "a" * 16,
-    "library": "tensorrt_rtx",
-    "version": "1.7",
-    "gpu": "sm89",
-    "model": "robot/model",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -59,18 +47,6 @@ def exported(tmp_path_factory):
         frames=(1, 8),
     )
     return folder
-
-
-def describe(**changes):
-    fields = {
-        "library": "tensorrt_rtx",
-        "version": "1.7",
-        "fingerprint": "a" * 16,
-        "precision": "int8",
-        "gpus": ("sm86", "sm89"),
-        "max_frames": 8,
-    }
-    return Description(**{**fields, **changes})
 
 
 def test_onnxruntime_computes_the_features_and_the_engine_all_else(exported):
@@ -114,6 +90,11 @@ def test_the_benchmark_has_a_row_for_the_engines_own_tower_beside_the_exported_o
     owners = {type(getattr(run, "__self__", None)).__name__ for run in seen}
     assert {"TorchEngine", "WithVision"} <= owners
     assert "GPU" in result["not_run"]["tensorrt"]
+    assert result["precisions"] == dict.fromkeys(("torch", "onnxruntime", "floor"), "fp32")
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(vision_bench.table(result))
+    rows = shown.getvalue().splitlines()
+    assert any(row.split()[1:4:2] == ["onnxruntime", "fp32"] for row in rows if "onnx" in row)
 
 
 def test_auto_without_an_export_is_the_engines_own_tower():
@@ -180,99 +161,3 @@ def test_a_measurement_file_that_cannot_be_read_is_made_anew(exported, cache):
     (cache / "vision_backend.json").write_text("{broken")
     load_engine(exported, vision_backend="auto")
     assert len(json.loads((cache / "vision_backend.json").read_text())) == 1
-
-
-def test_an_engine_file_gives_back_what_was_written(tmp_path):
-    path = tmp_path / "vision.engine"
-    written = write_engine(path, describe(), b"engine bytes")
-    assert read_description(path) == written
-    assert read_engine(path, **EXPECTED) == (written, b"engine bytes")
-
-
-@pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"fingerprint": "b" * 16}, "checkpoint is bbbb"),
-        ({"version": "1.6"}, r"version of it is 1\.6, here it is 1\.7"),
-        ({"library": "tensorrt"}, "library is tensorrt, here it is tensorrt_rtx"),
-        ({"gpus": ("sm120",)}, r"built for sm120, this GPU is sm89; .* --gpu sm89"),
-    ],
-)
-def test_an_engine_for_something_else_is_refused_with_the_command(tmp_path, changes, said):
-    path = tmp_path / "vision.engine"
-    write_engine(path, describe(**changes), b"engine bytes")
-    with pytest.raises(ExportError, match=said) as caught:
-        read_engine(path, **EXPECTED)
-    assert "nvila export robot/model --part vision --precision int8 --engine" in str(caught.value)
-
-
-def test_a_truncated_damaged_or_foreign_engine_file_is_refused(tmp_path):
-    path = tmp_path / "vision.engine"
-    write_engine(path, describe(), b"engine bytes")
-    content = path.read_bytes()
-    path.write_bytes(content[:-3])
-    with pytest.raises(ExportError, match="cut short: 9 of 12 bytes"):
-        read_engine(path, **EXPECTED)
-    path.write_bytes(content[:-1] + b"x")
-    with pytest.raises(ExportError, match="damaged"):
-        read_engine(path, **EXPECTED)
-    for foreign in (b"", b"ftrt" * 100, content[:40]):
-        path.write_bytes(foreign)
-        with pytest.raises(ExportError, match=r"no engine file of nvila_ros"):
-            read_engine(path, **EXPECTED)
-    with pytest.raises(ExportError, match="nvila export"):
-        read_engine(tmp_path / "none.engine", **EXPECTED)
-
-
-def test_an_engine_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(ExportError, match="No space left"):
-        write_engine(tmp_path / "vision.engine", describe(), b"engine bytes")
-    assert not [path for path in tmp_path.iterdir() if path.is_file()]
-
-
-def test_an_engine_larger_than_the_disk_takes_leaves_nothing(tmp_path, largest_file):
-    largest_file(10_000)
-    with pytest.raises(ExportError, match=r"cannot write .*: File too large; it needs 1 MB"):
-        write_engine(tmp_path / "vision.engine", describe(), bytes(1_000_000))
-    assert not [path for path in tmp_path.iterdir() if path.is_file()]
-
-
-def test_the_command_that_rebuilds_names_all_that_the_engine_was_built_with():
-    command = describe(float_layers="0.fc1,0.fc2", max_frames=16).command("robot/model")
-    words = command.split()[2:]
-    assert words[0] == "robot/model"
-    assert dict(zip(words[1::2], words[2::2], strict=True)) == {
-        "--part": "vision",
-        "--precision": "int8",
-        "--engine": "tensorrt-rtx",
-        "--gpu": "sm86,sm89",
-        "--float-layers": "0.fc1,0.fc2",
-        "--frames": "1,16",
-    }
-
-
-def test_the_decoder_is_a_checkpoint_that_transformers_reads(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    report = export_language(NANO_FOLDER, tmp_path / "text")
-    assert report["architecture"] == "Qwen2ForCausalLM" and report["num_bytes"] > 1e6
-    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "text", output_loading_info=True
-    )
-    assert type(loaded).__name__ == "Qwen2ForCausalLM"
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    with pytest.raises(ExportError, match="new or empty"):
-        export_language(NANO_FOLDER, tmp_path / "text")
-
-
-def test_a_decoder_that_others_do_not_know_is_refused(tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(NANO_FOLDER, copy)
-    path = copy / "llm" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "other"}))
-    with pytest.raises(ExportError, match=r"model_type 'other'; vLLM"):
-        export_language(copy, tmp_path / "text")
-    assert not (tmp_path / "text").exists()

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A teacher that asks for nothing which its frames do not show."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nvila_ros.sim.episodes import episode_from_seed
+from nvila_ros.sim.motion import MOTIONS, STOP, TURN_RAD
+from nvila_ros.sim.oracle import Planner
+from nvila_ros.sim.sight import Sight
+from nvila_ros.sim.world import World
+from nvila_ros.training.fleet import Fleet, FleetSettings
+from nvila_ros.training.searching import MAX_SEARCHES, SearchingTeacher, search_costs
+from nvila_ros.training.vocabulary import build_sequences
+
+FORWARD, LEFT = 3, 6  # of the motions: 75 cm, 45 degrees
+
+
+@pytest.fixture(scope="module")
+def episode():
+    return episode_from_seed(880_001)
+
+
+@pytest.fixture
+def teacher(episode):
+    teacher = SearchingTeacher(episode.scene, Sight(World(episode.scene)))
+    teacher.start([episode], 8)
+    return teacher
+
+
+def before_goal(episode, away):
+    """The last metre of the way, facing the goal's piece or away from it."""
+    piece = next(p for p in episode.scene.furniture if p.id == episode.goal_furniture_id)
+    x_m, y_m = episode.goal
+    bearing_rad = math.atan2(piece.y_m - y_m, piece.x_m - x_m)
+    return np.array([x_m, y_m, bearing_rad + (math.pi if away else 0.0)])
+
+
+def side(teacher, clause, best, frames=1):
+    shown = np.array([[-1] * (8 - frames) + list(range(frames))])
+    return teacher.sides(np.array([0]), np.array([clause]), shown, np.array([best]))[0]
+
+
+def test_it_looks_round_only_for_what_no_frame_shows(teacher, episode):
+    last = len(episode.clauses) - 1
+    teacher.saw(np.array([0]), np.array([0]), before_goal(episode, away=True)[None])
+    assert abs(side(teacher, last, LEFT)) == 1
+    assert side(teacher, last, FORWARD) == 0, "driving on is not a guess at a side"
+    teacher.saw(np.array([0]), np.array([1]), before_goal(episode, away=False)[None])
+    assert side(teacher, last, LEFT, frames=2) == 0
+    teacher.saw(np.array([0]), np.array([2]), before_goal(episode, away=True)[None])
+    assert side(teacher, last, STOP, frames=3) == 0, "an earlier frame of the decision shows it"
+
+
+def test_a_stop_needs_the_goal_in_a_frame(teacher, episode):
+    teacher.saw(np.array([0]), np.array([0]), before_goal(episode, away=True)[None])
+    assert side(teacher, len(episode.clauses) - 1, STOP) != 0
+
+
+def test_it_keeps_to_its_side_and_gives_up_after_a_turn_around(teacher, episode):
+    teacher.saw(np.array([0]), np.array([0]), before_goal(episode, away=True)[None])
+    sides = [side(teacher, len(episode.clauses) - 1, LEFT) for _ in range(MAX_SEARCHES + 1)]
+    assert len(set(sides[:-1])) == 1 and sides[0] != 0 and sides[-1] == 0
+
+
+def test_a_turn_of_the_instruction_is_known(teacher, episode):
+    turn = replace(episode.clauses[-1], kind="turn", landmark=None)
+    teacher.start([replace(episode, clauses=(turn, episode.clauses[-1]))], 8)
+    teacher.saw(np.array([0]), np.array([0]), before_goal(episode, away=True)[None])
+    assert side(teacher, 0, LEFT) == 0 and side(teacher, 1, LEFT) != 0
+
+
+def test_costs_prefer_the_widest_turn_to_the_side():
+    costs = search_costs(np.array([1.0, -1.0]))
+    assert costs.shape == (2, len(MOTIONS)) and np.isfinite(costs).all()
+    assert TURN_RAD[costs.argmin(1)] == pytest.approx([math.pi / 4, -math.pi / 4])
+    assert (costs[0, TURN_RAD <= 0] > costs[0, TURN_RAD > 0].max()).all()
+
+
+def test_who_follows_it_arrives():
+    settings = FleetSettings(
+        num_robots=4, num_rounds=1, view_share=0.0, noise_levels=(0.0,), searches=True
+    )
+    frames = np.zeros((4, settings.max_frames, 192, 192, 3), np.uint8)
+    fleet = Fleet(880_201, settings, frames, build_sequences())
+    assert isinstance(fleet.planner, Planner)
+    while fleet.active.any():
+        fleet.labels()
+        fleet.advance(None)
+    fleet.close()
+    assert fleet.success.all()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A teacher that looks before it knows: it turns one way until what it is told to find is in view.
+
+The planner knows where every door and goal is. A label that turns a robot to a thing which none of
+its frames shows asks the model for what it cannot know, and it learns to turn left and right in
+turn (models/nano/README.md, "What limits it"). Where the frames of a decision do not show the next
+door or the goal, and the planner would turn or stop, this teacher turns to the open side of the
+room and keeps to that side. A turn that the instruction names is known without looking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nvila_ros.sim.episodes import Episode
+from nvila_ros.sim.motion import STOP, TURN_RAD, wrap
+from nvila_ros.sim.scene import Door, Furniture, Scene
+from nvila_ros.sim.sight import Sight
+
+MIN_SHARE = 0.003  # of the picture for a thing to count as seen, as in labelled views
+AT_DOOR_M = 1.0  # too near for its frame to be in the picture
+MAX_SEARCHES = 10  # decisions: more than one turn around; then the planner's word counts
+SEARCH_TURN_RAD = math.radians(45)
+OTHERWISE_COST = 6.0  # of motions that do not turn to the side, in units as the planner's
+PER_MISSING_TURN_COST = 0.4  # of 15 degrees less
+
+
+class SearchingTeacher:
+    """What the robots of a fleet have seen, and the side to which each looks around."""
+
+    def __init__(self, scene: Scene, sight: Sight) -> None:
+        self._scene, self._sight = scene, sight
+        self._things: dict[str, Door | Furniture] = {door.key: door for door in scene.doors}
+        self._things |= {piece.key: piece for piece in scene.furniture}
+        self.start([], 0)
+
+    def start(self, episodes: Sequence[Episode], max_frames: int) -> None:
+        """Robot i drives episode i; nothing has been seen yet."""
+        self._episodes = episodes
+        self._poses = np.zeros((len(episodes), max_frames, 3))
+        self._seen: dict[tuple[int, int, str], bool] = {}  # robot, frame, key
+        self._sides: dict[tuple[int, str], float] = {}  # robot, key -> 1 for left
+        self._num_searches: dict[tuple[int, str], int] = {}
+
+    def saw(self, robots: np.ndarray, frames: np.ndarray, poses: np.ndarray) -> None:
+        """Frames (n,) of robots (n,) were taken at poses (n, 3)."""
+        self._poses[robots, frames] = poses
+
+    def sides(
+        self,
+        robots: np.ndarray,
+        clauses: np.ndarray,
+        shown: np.ndarray,
+        best: np.ndarray,
+    ) -> np.ndarray:
+        """(n,) 1 or -1 where a robot should look around to the left or right, 0 where it knows.
+
+        `clauses` (n,) are under way, `shown` (n, T) frames that the decisions show (-1: none),
+        `best` (n,) the planner's motions.
+        """
+        rows = zip(robots.tolist(), clauses.tolist(), shown.tolist(), best.tolist(), strict=True)
+        return np.array([self._side(*row) for row in rows], float)
+
+    def _side(self, robot: int, clause: int, shown: list[int], best: int) -> float:
+        key, pose = self._target(robot, clause), self._poses[robot, shown[-1]]
+        if key is None or not (best == STOP or TURN_RAD[best]) or self._is_elsewhere(pose, key):
+            return 0.0
+        if self._is_known(robot, shown, key):
+            return 0.0
+        place = (robot, key)
+        self._num_searches[place] = self._num_searches.get(place, 0) + 1
+        if self._num_searches[place] > MAX_SEARCHES:
+            return 0.0
+        return self._sides.setdefault(place, self._open_side(pose))
+
+    def _target(self, robot: int, clause: int) -> str | None:
+        """The next door or goal of the instruction; None during a turn that it names."""
+        coming = self._episodes[robot].clauses[clause:]
+        if coming[0].kind == "turn":
+            return None
+        return next((step.landmark for step in coming if step.kind in ("door", "goal")), None)
+
+    def _is_elsewhere(self, pose: np.ndarray, key: str) -> bool:
+        """The robot is in a room to which the thing does not belong."""
+        room, thing = self._scene.room_at(float(pose[0]), float(pose[1])), self._things[key]
+        rooms = thing.room_ids if isinstance(thing, Door) else (thing.room_id,)
+        return room is None or room.id not in rooms
+
+    def _is_known(self, robot: int, shown: list[int], key: str) -> bool:
+        thing, pose = self._things[key], self._poses[robot, shown[-1]]
+        at_door_m = math.hypot(thing.x_m - pose[0], thing.y_m - pose[1])
+        if isinstance(thing, Door) and at_door_m < AT_DOOR_M:
+            return True
+        return any(self._sees(robot, frame, key) for frame in set(shown) if frame >= 0)
+
+    def _sees(self, robot: int, frame: int, key: str) -> bool:
+        place = (robot, frame, key)
+        if place not in self._seen:
+            self._seen[place] = self._sight.share(self._poses[robot, frame], key) >= MIN_SHARE
+        return self._seen[place]
+
+    def _open_side(self, pose: np.ndarray) -> float:
+        """Towards the middle of the room: the robot sees on which side its walls are near."""
+        room = self._scene.room_at(float(pose[0]), float(pose[1]))
+        if room is None:
+            return 1.0
+        x_m, y_m = room.centre - pose[:2]
+        return 1.0 if wrap(np.arctan2(y_m, x_m) - pose[2]) >= 0 else -1.0
+
+
+def search_costs(sides: np.ndarray) -> np.ndarray:
+    """(n,) 1 or -1 -> (n, 10) costs that prefer the largest turn to that side."""
+    turns_rad = sides[:, None] * TURN_RAD
+    missing = (SEARCH_TURN_RAD - turns_rad) / math.radians(15)
+    return np.where(turns_rad > 0, PER_MISSING_TURN_COST * missing, OTHERWISE_COST)
