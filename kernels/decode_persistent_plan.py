@@ -28,7 +28,6 @@ LOOKING_WARPS, TILE_KEYS = 2, 32
 LAYER_BYTES = 40  # of a layer's pointers
 QKV, OUTPUT, GATE_UP, DOWN = PHASES = range(4)
 PAIRED = (QKV, GATE_UP)
-EXTRA: dict[str, int] = {}  # more defines, to try variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +166,6 @@ class Cut:
             "STAGES": self.stages,
             "BLOCKS": self.num_blocks,
             "SHARED_BYTES": self.shared_bytes,
-            **EXTRA,
         }
 
     def first_quads(self, phase: int) -> Tensor:

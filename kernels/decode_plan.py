@@ -18,7 +18,6 @@ FEWEST_PAIRS = 4  # of outputs that are worth a block
 STAGE_BYTES = 2176  # of a unit: codes and scales (decode_linear.cuh)
 HEAD_STAGE_BYTES = 1024  # 16 tokens x 64 inputs
 ROOM_BYTES = 4 * 40  # block-wide reductions (decode.cu)
-EXTRA: dict[str, int] = {}  # more defines, to try variants
 HEAD_WARPS, HEAD_STAGES = 8, 8
 ATTENTION_WARPS = 8  # a block looks at 16 keys per warp at a time
 MAX_SPLITS = 64  # blocks that share the keys of one key-value head
@@ -104,7 +103,6 @@ def plan_linear(device: Device, num_rows: int, num_pairs: int, num_inputs: int) 
                     "STAGES": -stages,
                     "MIN_BLOCKS": tuning.min_blocks if batch < 4 else 1,
                     "MAX_THREADS": 32 * most,
-                    **EXTRA,
                 }
                 chunks = -(-num_rows // batch)
                 return Plan(defines, num_blocks, chunks, num_warps, shared_bytes)

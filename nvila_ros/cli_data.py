@@ -175,6 +175,9 @@ def generate(
     time_tokens: Annotated[
         int, typer.Option(min=0, help="Of the network: videos ask when, too.")
     ] = 0,
+    spans: Annotated[
+        int, typer.Option(min=1, help="Times asked of each drive, with --time-tokens.")
+    ] = 1,
     driver: Annotated[
         Path | None, typer.Option(help="dagger: checkpoint that drives beside the oracle.")
     ] = None,
@@ -200,6 +203,7 @@ def generate(
             side_px=side,
             noise=noise,
             num_time_tokens=time_tokens,
+            spans_per_drive=spans,
             driver=None if driver is None else str(driver),
         ),
     )

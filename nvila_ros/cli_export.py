@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,35 +58,65 @@ class EngineName(str, enum.Enum):
     tensorrt = "tensorrt"
 
 
+FloatTypeOption = Annotated[
+    FloatType | None,
+    typer.Option(help="Of the rest beside int8.", show_default="fp32 for onnx, else fp16"),
+]
+GpuOption = Annotated[
+    str, typer.Option(help="For tensorrt-rtx: sm75, sm80, sm86, sm89, sm120, several by commas.")
+]
+CalibrationOption = Annotated[
+    str, typer.Option(help="For int8: seeds A:B to drive, or a folder of recorded prompts.")
+]
+FloatLayersOption = Annotated[
+    str | None,
+    typer.Option(
+        help="For int8: what of the tower stays in floats, such as 0.fc1,fc2, or none.",
+        show_default=DEFAULT_FLOAT_LAYERS,
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder.", show_default="MODEL/vision_engine, where it is looked for"),
+]
+
+
+@dataclass(frozen=True)
+class _VisionRequest:
+    """One export of tower and projector."""
+
+    model: Path
+    precision: Precision
+    float_type: FloatType
+    engine: EngineName
+    gpus: list[str]
+    frames: list[int]
+    calibration: str
+    float_layers: str
+    out: Path | None
+
+    @property
+    def library(self) -> str:
+        """The engine's Python module, 'onnx' for none."""
+        return self.engine.value.replace("-", "_")
+
+    @property
+    def is_int8(self) -> bool:
+        return self.precision is Precision.int8
+
+
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
     part: Annotated[Part, typer.Option(help="Tower and projector, or the decoder.")] = Part.vision,
     precision: Annotated[Precision, typer.Option(help="Of the tower.")] = Precision.fp16,
-    float_type: Annotated[
-        FloatType | None,
-        typer.Option(help="Of the rest beside int8.", show_default="fp32 for onnx, else fp16"),
-    ] = None,
+    float_type: FloatTypeOption = None,
     engine: Annotated[EngineName, typer.Option(help="Whose file.")] = EngineName.onnx,
-    gpu: Annotated[
-        str,
-        typer.Option(help="For tensorrt-rtx: sm75, sm80, sm86, sm89, sm120, several by commas."),
-    ] = "current",
+    gpu: GpuOption = "current",
     frames: Annotated[str, typer.Option(help="Frames per pass, least and most.")] = "1,8",
-    calibration: Annotated[
-        str, typer.Option(help="For int8: seeds A:B to drive, or a folder of recorded prompts.")
-    ] = DEFAULT_CALIBRATION,
-    float_layers: Annotated[
-        str | None,
-        typer.Option(
-            help="For int8: what of the tower stays in floats, such as 0.fc1,fc2, or none.",
-            show_default=DEFAULT_FLOAT_LAYERS,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder.", show_default="MODEL/vision_engine, where it is looked for"),
-    ] = None,
+    calibration: CalibrationOption = DEFAULT_CALIBRATION,
+    float_layers: FloatLayersOption = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the tower and projector as ONNX or a TensorRT engine, or the decoder for other servers.
@@ -93,31 +124,20 @@ def export(
     TensorRT-RTX engines are built for any GeForce card, with no GPU here.
     """
     if part is Part.language:
-        from nvila_ros.models.export_language import export_language
-
-        if out is None:
-            raise ConfigError("--part language needs --out, a new folder")
-        report = export_language(model, out)
-        _say(report, as_json, f"{out}: {report['architecture']}, for {report['readers']}")
+        _export_language(model, out, as_json)
         return
-    counts = _frames(frames)
-    floats = float_type or (FloatType.fp32 if engine is EngineName.onnx else FloatType.fp16)
-    if precision is not Precision.int8:
-        floats = FloatType(precision.value)
-        if float_layers is not None or float_type not in (None, floats):
-            option = "--float-type" if float_layers is None else "--float-layers"
-            raise ConfigError(f"{option} is for --precision int8, precision is {precision.value}")
-    written, report = _export_vision(
-        model,
-        precision.value,
-        floats.value,
-        engine,
-        gpu.split(","),
-        counts,
-        calibration,
-        float_layers or DEFAULT_FLOAT_LAYERS,
-        out,
+    request = _VisionRequest(
+        model=model,
+        precision=precision,
+        float_type=_float_type(precision, float_type, engine, float_layers),
+        engine=engine,
+        gpus=gpu.split(","),
+        frames=_frames(frames),
+        calibration=calibration,
+        float_layers=float_layers or DEFAULT_FLOAT_LAYERS,
+        out=out,
     )
+    written, report = _export_vision(request)
     lines = [
         f"{each.path}: {each.precision}, {each.num_bytes / 1e6:.1f} MB, {each.seconds:.1f} s"
         for each in written
@@ -127,51 +147,66 @@ def export(
     _say(report, as_json, "\n".join(lines))
 
 
-def _export_vision(
-    model: Path,
-    precision: str,
-    float_type: str,
+def _export_language(model: Path, out: Path | None, as_json: bool) -> None:
+    from nvila_ros.models.export_language import export_language
+
+    if out is None:
+        raise ConfigError("--part language needs --out, a new folder")
+    report = export_language(model, out)
+    _say(report, as_json, f"{out}: {report['architecture']}, for {report['readers']}")
+
+
+def _float_type(
+    precision: Precision,
+    float_type: FloatType | None,
     engine: EngineName,
-    gpus: list[str],
-    counts: list[int],
-    calibration: str,
-    float_layers: str,
-    out: Path | None,
-) -> tuple[list[Exported], dict[str, Any]]:
+    float_layers: str | None,
+) -> FloatType:
+    """What is not int8 is computed in this; ConfigError for an option that says nothing here."""
+    if precision is Precision.int8:
+        return float_type or (FloatType.fp32 if engine is EngineName.onnx else FloatType.fp16)
+    floats = FloatType(precision.value)
+    if float_layers is not None or float_type not in (None, floats):
+        option = "--float-type" if float_layers is None else "--float-layers"
+        raise ConfigError(f"{option} is for --precision int8, precision is {precision.value}")
+    return floats
+
+
+def _export_vision(request: _VisionRequest) -> tuple[list[Exported], dict[str, Any]]:
+    """The files written, ONNX first, and what the command reports of them."""
     from nvila_ros.models import tensorrt_engine
     from nvila_ros.models.engine_file import FOLDER
     from nvila_ros.models.export import export_engine, export_onnx, relative_error
     from nvila_ros.models.fingerprint import vision_fingerprint
     from nvila_ros.models.onnx_float_layers import float_text
 
-    library = engine.value.replace("-", "_")
-    if engine is not EngineName.onnx:  # before minutes of work
-        tensorrt_engine.import_library(library)
-        tensorrt_engine.check_gpus(library, gpus)
-    fingerprint, place = vision_fingerprint(model), out or model / FOLDER
-    network, scales, pixels = _network(model, precision, calibration, float_layers)
+    if request.engine is not EngineName.onnx:  # before minutes of work
+        tensorrt_engine.import_library(request.library)
+        tensorrt_engine.check_gpus(request.library, request.gpus)
+    fingerprint, place = vision_fingerprint(request.model), request.out or request.model / FOLDER
+    network, scales, pixels = _network(request)
     written = [
         export_onnx(
             network,
             place,
             fingerprint=fingerprint,
-            precision=precision,
-            float_type=float_type,
-            frames=counts,
+            precision=request.precision.value,
+            float_type=request.float_type.value,
+            frames=request.frames,
             scales=scales,
         )
     ]
-    if engine is not EngineName.onnx:
+    if request.engine is not EngineName.onnx:
         written.append(
             export_engine(
                 written[0].path,
                 place,
-                library,
+                request.library,
                 fingerprint=fingerprint,
-                precision=precision,
-                gpus=gpus,
-                frames=counts,
-                float_layers=float_text(network) if precision == "int8" else "",
+                precision=request.precision.value,
+                gpus=request.gpus,
+                frames=request.frames,
+                float_layers=float_text(network) if request.is_int8 else "",
             )
         )
     report = {
@@ -182,13 +217,11 @@ def _export_vision(
     return written, report
 
 
-def _network(
-    model: Path, precision: str, calibration: str, float_layers: str
-) -> tuple[Nvila, Roundings | None, Any]:
+def _network(request: _VisionRequest) -> tuple[Nvila, Roundings | None, Any]:
     """What is exported, how its activations are rounded in int8, and two frames to check it on."""
     import torch
 
-    if precision == "int8":
+    if request.is_int8:
         from rich.console import Console
 
         from nvila_ros.models.config_files import load_config
@@ -196,17 +229,21 @@ def _network(
         from nvila_ros.models.onnx_float_layers import float_names
         from nvila_ros.training.quantize.static_vision import int8_vision
 
-        floats = float_names(float_layers, load_config(model).num_vision_layers)
+        num_layers = load_config(request.model).num_vision_layers
+        floats = float_names(request.float_layers, num_layers)
         with Console(stderr=True).status("calibration") as status:
             network, samples = int8_vision(
-                model, calibration, floats, on_progress=lambda what, *_: status.update(what)
+                request.model,
+                request.calibration,
+                floats,
+                on_progress=lambda what, *_: status.update(what),
             )
             status.update("rounding of activations")
             scales = calibrate(network, samples)
         return network, scales, torch.stack(samples[-2:])
     from nvila_ros.models.export import load_vision
 
-    network = load_vision(model)
+    network = load_vision(request.model)
     side = network.config.vision.image_size
     pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     return network, None, pixels

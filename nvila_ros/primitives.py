@@ -250,9 +250,11 @@ class Primitive:
         if now_s - then_s < window_s:
             return False
         commanded, made = self._commanded - commanded_then, progress - progress_then
-        # No way at all is "blocked"; a slow end within the tolerance is neither.
+        # One that stands by now is "blocked", whatever it made when the window began; a slow end
+        # within the tolerance is neither.
         is_way = commanded > 2.0 * self._tolerance and made > 0.25 * self._tolerance
-        return is_way and made < self._config.slip_share * commanded
+        goes_on = now_s - self._progress_s <= 0.5 * window_s
+        return is_way and goes_on and made < self._config.slip_share * commanded
 
     def _next_speed(self, remaining: float, now_s: float) -> float:
         """The trapezoid: what can be reached since the last command, what can still be braked."""

@@ -97,6 +97,20 @@ def test_wheels_that_lose_their_grip_on_the_way_are_slip():
     assert step.reason == "slip" and 0.3 < x_m < 0.45
 
 
+@pytest.mark.parametrize("run_up_s", [0.15, 0.2, 0.3, 0.5, 1.0, 2.0])
+def test_a_turn_that_comes_to_stand_is_blocked_however_long_it_went(run_up_s):
+    """Shortly after the beginning, one window holds both the way that was made and the standing."""
+    primitive = Primitive(0.0, math.radians(90.0), MotionConfig(max_turn_rad_s=0.3))
+    yaw_rad, now_s, step = 0.0, 0.0, primitive.update(0.0, 0.0, 0.0, 0.0)
+    while step.state is PrimitiveState.RUNNING:
+        if now_s < run_up_s:
+            yaw_rad += step.velocity.turn_rad_s * STEP_S
+        now_s += STEP_S
+        step = primitive.update(0.0, 0.0, yaw_rad, now_s)
+    assert yaw_rad > 0.0 and step.reason == "blocked"
+    assert now_s <= run_up_s + CONFIG.stuck_time_s + 3 * STEP_S
+
+
 @pytest.mark.parametrize("slip", [0.4, 0.7, 1.0, 1.3])
 def test_a_base_slower_or_faster_than_commanded_does_not_slip(slip):
     assert drive(Primitive(0.75, 0.0, CONFIG), slip=slip)[0].state is PrimitiveState.DONE

@@ -102,7 +102,7 @@ class BatchMaker:
         shown = np.zeros((total, sequences.config.num_video_frames), np.int64)
         ids = np.full((total, sequences.prompt_length), sequences.pad_id, np.int64)
         lengths = np.full(total, sequences.min_length, np.int64)
-        costs, geometry = np.zeros((total, 10), np.float32), np.zeros((total, 3), np.float32)
+        costs, geometry = np.zeros((total, 10), np.float32), np.zeros((total, 6), np.float32)
         clause, weight = np.zeros(total, np.int64), np.zeros(total, np.float32)
         row, frame = 0, 1  # frame 0 is the black one
         for episode in episodes:

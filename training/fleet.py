@@ -30,7 +30,12 @@ from nvila_ros.training.fleet_labels import DecisionLabels, View
 from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.questions import ask_about_view
 from nvila_ros.training.replay import history_indices
-from nvila_ros.training.searching import SEARCH_TURN_RAD, SearchingTeacher, search_costs
+from nvila_ros.training.searching import (
+    MIN_SHARE,
+    SEARCH_TURN_RAD,
+    SearchingTeacher,
+    search_costs,
+)
 from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.view_labels import LandmarkTable
 from nvila_ros.training.vocabulary import NetworkShape
@@ -57,7 +62,7 @@ class FleetSettings:
     greedy_share: float = 0.5  # of the student's robots that take the likeliest action
     noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
     lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
-    min_share: float = 0.003  # of the picture for an object to count as seen
+    min_share: float = MIN_SHARE  # of the picture for an object to count as seen
     searches: bool = False  # the teacher looks around where its frames do not show the next aim
     network: NetworkShape = field(default_factory=NetworkShape)
 
@@ -155,12 +160,14 @@ class Fleet:
             looks = sides != 0
             costs[looks] = search_costs(sides[looks])
             aim = np.where(looks, sides * SEARCH_TURN_RAD, aim)
+        way = np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1)
+        sightings = self.teacher.sightings(robots, clause, self.num_frames[robots] - 1)
         labels = DecisionLabels(
             robots=robots,
             first_frame=self.num_sent[robots].copy(),
             last_frame=self.num_frames[robots] - 1,
             costs=costs,
-            targets=np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1).astype(np.float32),
+            targets=np.concatenate([way, sightings], 1).astype(np.float32),
             clause=clause,
             shown=shown,
             allowed=self._allowed(robots),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,10 +28,10 @@ class DecisionLabels:
     first_frame: np.ndarray  # (n,) int64 first frame not sent yet
     last_frame: np.ndarray  # (n,) int64 current frame's index
     costs: np.ndarray  # (n, 10) float32 cost-to-go of each action, capped
-    targets: (
-        np.ndarray
-    )  # (n, 3) float32 sin, cos of the bearing of the path, log1p distance to goal
+    # (n, 6) float32: sin, cos of the bearing of the path, log1p of the distance to the goal; then 1
+    # where the next door or the goal is in the current frame, sin, cos of its bearing, or zeros.
+    targets: np.ndarray
     clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
     shown: np.ndarray  # (n, 8) int64 frame indices that the decision shows, -1 for black
     allowed: np.ndarray  # (n, 10) bool actions that the restraint offers
-    views: list[View] = field(default_factory=list)
+    views: list[View]

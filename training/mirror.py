@@ -41,8 +41,8 @@ class WordSwap:
 
 
 def mirror_targets(targets: np.ndarray) -> np.ndarray:
-    """(K, 3) sin, cos of a bearing and a distance: the bearing changes sides."""
-    return targets * np.array([-1.0, 1.0, 1.0], np.float32)
+    """(K, 6) targets of a fleet: both bearings change sides."""
+    return targets * np.array([-1.0, 1.0, 1.0, 1.0, -1.0, 1.0], np.float32)
 
 
 def mirror_patches(patches: np.ndarray) -> np.ndarray:

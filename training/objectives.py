@@ -70,9 +70,10 @@ class TrainingHeads(nn.Module):
         self.norm = nn.LayerNorm(vision)
         self.category = nn.Linear(vision, len(CATEGORY_NAMES))
         self.colour = nn.Linear(vision, len(COLOUR_NAMES))
-        self.geometry = nn.Linear(
-            language, 3
-        )  # sin, cos of the aim's bearing; log1p of the distance
+        # Sine and cosine of the aim's bearing, log1p of the distance to the goal.
+        self.geometry = nn.Linear(language, 3)
+        # Whether the next door or the goal is in view; sine and cosine of its bearing if it is.
+        self.sighting = nn.Linear(language, 3)
         self.clause = nn.Linear(language, MAX_CLAUSES)
 
     def view_loss(self, patches: Tensor, category: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,13 +88,17 @@ class TrainingHeads(nn.Module):
         )
         return category_loss, (each * weight.flatten()).sum() / weight.sum().clamp_min(1.0)
 
-    def route_loss(self, hidden: Tensor, targets: Tensor, clause: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) states where the answer begins, (B, 3) geometry, (B,) clause -> (B,) losses."""
-        geometry = F.smooth_l1_loss(self.geometry(hidden).float(), targets, reduction="none").sum(
-            -1
-        )
+    def route_loss(
+        self, hidden: Tensor, targets: Tensor, clause: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) states where the answer begins, (B, 6) targets, (B,) clause -> (B,) losses."""
+        way, in_view, bearing = targets[:, :3], targets[:, 3], targets[:, 4:]
+        geometry = F.smooth_l1_loss(self.geometry(hidden).float(), way, reduction="none").sum(-1)
+        seen = self.sighting(hidden).float()
+        sighting = F.binary_cross_entropy_with_logits(seen[:, 0], in_view, reduction="none")
+        miss = F.smooth_l1_loss(seen[:, 1:], bearing, reduction="none").sum(-1)
         clause_loss = F.cross_entropy(self.clause(hidden).float(), clause, reduction="none")
-        return geometry, clause_loss
+        return geometry, sighting + 2.0 * in_view * miss, clause_loss
 
 
 class Objective:
@@ -121,9 +126,10 @@ class Objective:
             seen = self._see(patches[-num_views:], features[-num_views:], batch)
             drive = self._drive(features[: len(features) - num_views], batch)
         losses = drive | seen
-        losses["total"] = shares[0] * (
-            losses["answer"] + recipe.route_weight * (losses["geometry"] + losses["clause"])
-        ) + shares[1] * (losses["question"] + 0.5 * (losses["category"] + losses["colour"]))
+        route = losses["geometry"] + losses["sighting"] + losses["clause"]
+        drives = losses["answer"] + recipe.route_weight * route
+        sees = losses["question"] + 0.5 * (losses["category"] + losses["colour"])
+        losses["total"] = shares[0] * drives + shares[1] * sees
         return losses
 
     def _encode_pixels(
@@ -143,11 +149,14 @@ class Objective:
         picked = hidden.gather(1, (places - 1)[..., None].expand(-1, -1, width))  # (B, K, D)
         logits = self.model.logits(picked)
         answer = self.answers.loss(logits, taught, target)
-        geometry, clause = self.heads.route_loss(picked[:, 0], batch.geometry, batch.clause)
+        geometry, sighting, clause = self.heads.route_loss(
+            picked[:, 0], batch.geometry, batch.clause
+        )
         weight = batch.weight
         return {
             "answer": (answer * weight).sum(),
             "geometry": (geometry * weight).sum(),
+            "sighting": (sighting * weight).sum(),
             "clause": (clause * weight).sum(),
             "agreement": (self._agreement(logits, taught, target) * weight).sum(),
         }

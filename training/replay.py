@@ -78,7 +78,7 @@ class EpisodeRecord:
     tickets: np.ndarray  # (D,) sorted distinct tickets of all frames shown, without the black one
     shown: np.ndarray  # (K, frames shown) rows of `tickets`, -1 for the black frame
     costs: np.ndarray  # (K, 10) float32
-    targets: np.ndarray  # (K, 3) float32
+    targets: np.ndarray  # (K, 6) float32, as a fleet labels them
     clause: np.ndarray  # (K,) int64
     apartment: int = -1  # its seed
 

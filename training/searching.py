@@ -64,11 +64,29 @@ class SearchingTeacher:
         rows = zip(robots.tolist(), clauses.tolist(), shown.tolist(), best.tolist(), strict=True)
         return np.array([self._side(*row) for row in rows], float)
 
+    def sightings(self, robots: np.ndarray, clauses: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """(n,) robots, clauses under way and current frames -> (n, 3) float32.
+
+        Whether the next door or the goal is in the picture, and if so sine and cosine of its
+        bearing from the heading (left is positive); else zeros.
+        """
+        found = np.zeros((len(robots), 3), np.float32)
+        rows = zip(robots.tolist(), clauses.tolist(), frames.tolist(), strict=True)
+        for row, (robot, clause, frame) in enumerate(rows):
+            key = self._next_thing(robot, clause)
+            if key is not None and self._sees(robot, frame, key):
+                thing, (x_m, y_m, yaw_rad) = self._things[key], self._poses[robot, frame]
+                bearing_rad = math.atan2(thing.y_m - y_m, thing.x_m - x_m) - yaw_rad
+                found[row] = 1.0, math.sin(bearing_rad), math.cos(bearing_rad)
+        return found
+
     def _side(self, robot: int, clause: int, shown: list[int], best: int) -> float:
-        key, pose = self._target(robot, clause), self._poses[robot, shown[-1]]
-        if key is None or not (best == STOP or TURN_RAD[best]) or self._is_elsewhere(pose, key):
+        is_told = self._episodes[robot].clauses[clause].kind == "turn"  # to which side
+        key, pose = self._next_thing(robot, clause), self._poses[robot, shown[-1]]
+        decides = best == STOP or TURN_RAD[best] != 0  # driving on shows more by itself
+        if key is None or is_told or not decides:
             return 0.0
-        if self._is_known(robot, shown, key):
+        if self._is_elsewhere(pose, key) or self._is_known(robot, shown, key):
             return 0.0
         place = (robot, key)
         self._num_searches[place] = self._num_searches.get(place, 0) + 1
@@ -76,11 +94,9 @@ class SearchingTeacher:
             return 0.0
         return self._sides.setdefault(place, self._open_side(pose))
 
-    def _target(self, robot: int, clause: int) -> str | None:
-        """The next door or goal of the instruction; None during a turn that it names."""
+    def _next_thing(self, robot: int, clause: int) -> str | None:
+        """The landmark of the instruction's next door or goal."""
         coming = self._episodes[robot].clauses[clause:]
-        if coming[0].kind == "turn":
-            return None
         return next((step.landmark for step in coming if step.kind in ("door", "goal")), None)
 
     def _is_elsewhere(self, pose: np.ndarray, key: str) -> bool:

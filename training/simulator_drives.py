@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ PASS_MARGIN_M = 0.4  # a passing lasts as long as the thing is this near its nea
 SEEN_SHARE = 0.01  # of the picture, once before it is passed
 TURNED_RAD, STRAIGHT_RAD = np.radians(40), np.radians(10)
 TURN_FRAMES = 10
+LEAST_STRETCH_FRAMES = 16  # of a drive that is asked about
 # poses so far (N, 3), their pictures (N, S, S, 3) -> action: who drives besides the oracle
 Choose = Callable[[np.ndarray, np.ndarray], int]
 
@@ -107,6 +109,7 @@ class Pass:
     first: int
     last: int
     nearest: int
+    seen: int  # the last frame before `nearest` that shows it
 
 
 def passes(driven: Drive) -> list[Pass]:
@@ -115,21 +118,30 @@ def passes(driven: Drive) -> list[Pass]:
     for piece in unique_furniture(driven.episode.scene):
         away_m = np.hypot(*(driven.poses[:, :2] - (piece.x_m, piece.y_m)).T)
         nearest = int(away_m.argmin())
-        seen = any(share.get(piece.key, 0.0) >= SEEN_SHARE for share in driven.shares[:nearest])
+        shares = [share.get(piece.key, 0.0) for share in driven.shares[:nearest]]
+        seen = np.flatnonzero(np.asarray(shares) >= SEEN_SHARE)
         is_inside = 0 < nearest < len(away_m) - 1
-        if not (piece.solid and seen and is_inside and away_m[nearest] < PASS_DISTANCE_M):
+        if not (piece.solid and len(seen) and is_inside and away_m[nearest] < PASS_DISTANCE_M):
             continue
         far = np.flatnonzero(away_m >= away_m[nearest] + PASS_MARGIN_M)
         first = int(max(far[far < nearest], default=-1)) + 1
         last = int(min(far[far > nearest], default=len(away_m))) - 1
-        found.append(Pass(f"{piece.colour} {piece.category}", first, last, nearest))
+        name = f"{piece.colour} {piece.category}"
+        found.append(Pass(name, first, last, nearest, int(seen[-1])))
     return sorted(found, key=lambda passed: passed.nearest)
 
 
 def video_samples(
-    driven: Drive, rng: np.random.Generator, source: str, num_time_tokens: int = 0
+    driven: Drive,
+    rng: np.random.Generator,
+    source: str,
+    num_time_tokens: int = 0,
+    spans_per_drive: int = 1,
 ) -> list[Sample]:
-    """Stage 5: which way it turned, what it passed first and, with time tokens, when."""
+    """Stage 5: which way it turned, what it passed first and, with time tokens, when.
+
+    The first of `spans_per_drive` times is asked of the whole drive, the others of stretches of it.
+    """
     samples = []
     turn = _turn(driven, rng)
     if turn is not None:
@@ -146,7 +158,14 @@ def video_samples(
             break
     if num_time_tokens and passed:
         thing = passed[rng.integers(len(passed))]
-        samples.append(_when(driven, source, thing, num_time_tokens))
+        whole = slice(0, len(driven.poses))
+        samples.append(_when(driven, source, thing, num_time_tokens, whole))
+        for number in range(1, spans_per_drive):
+            thing = passed[rng.integers(len(passed))]
+            stretch = _stretch(driven, thing, rng)
+            sample = _when(driven, source, thing, num_time_tokens, stretch)
+            key = f"{driven.episode.seed}/{number}/when"
+            samples.append(dataclasses.replace(sample, key=key))
     return samples
 
 
@@ -170,13 +189,26 @@ def _turn(driven: Drive, rng: np.random.Generator) -> tuple[slice, str] | None:
     return slice(start, start + width), answer
 
 
-def _when(driven: Drive, source: str, thing: Pass, num_time_tokens: int) -> Sample:
-    last_frame, last_token = len(driven.poses) - 1, num_time_tokens - 1
-    begin, end = (round(f / last_frame * last_token) for f in (thing.first, thing.last))
-    span_s = (thing.first * UNIT_S, thing.last * UNIT_S)
+def _stretch(driven: Drive, thing: Pass, rng: np.random.Generator) -> slice:
+    """A part of the drive in which the thing is seen and then passed."""
+    count = len(driven.poses)
+    begin = int(rng.integers(min(thing.first, thing.seen) + 1))
+    end = int(rng.integers(thing.last + 1, count)) + 1 if thing.last + 1 < count else count
+    short = LEAST_STRETCH_FRAMES - (end - begin)
+    if short > 0:
+        begin = max(0, begin - short)
+        end = min(count, begin + LEAST_STRETCH_FRAMES)
+    return slice(begin, end)
+
+
+def _when(driven: Drive, source: str, thing: Pass, num_time_tokens: int, window: slice) -> Sample:
+    last_frame, last_token = window.stop - window.start - 1, num_time_tokens - 1
+    frames = (thing.first - window.start, thing.last - window.start)
+    begin, end = (round(min(max(f, 0), last_frame) / last_frame * last_token) for f in frames)
+    spans_s = tuple(min(max(f, 0), last_frame) * UNIT_S for f in frames)
     question = f"When did you pass the {thing.name}?"
     answer = f"From <t{begin}> to <t{end}>."
-    return _video(driven, source, "when", question, answer, spans_s=(span_s,))
+    return _video(driven, source, "when", question, answer, window, (spans_s,))
 
 
 def _video(

@@ -29,6 +29,7 @@ class SimulatorOptions:
     views_per_scene: int = 8  # captions, text, questions
     questions_per_view: int = 4
     num_time_tokens: int = 0  # above 0 the video stage asks when things were passed
+    spans_per_drive: int = 1  # with time tokens: of the whole drive, then of stretches of it
     noise: float = 0.1  # share of random decisions while driving
     max_decisions: int = 60
     first_seed: int = 1_000
@@ -40,11 +41,10 @@ class SimulatorOptions:
         if self.stage not in STAGES:
             known = ", ".join(dict.fromkeys(STAGES))
             raise ConfigError(f"stage is {self.stage!r}, one of {known} is expected")
-        if self.num_scenes < 1 or self.views_per_scene < 1 or self.side_px < 16:
-            raise ConfigError(
-                f"num_scenes {self.num_scenes}, views_per_scene {self.views_per_scene}, side_px "
-                f"{self.side_px}; at least 1, 1 and 16 are expected"
-            )
+        least = {"num_scenes": 1, "views_per_scene": 1, "spans_per_drive": 1, "side_px": 16}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ConfigError(f"{name} is {getattr(self, name)}, at least {value} is expected")
 
 
 def open_simulator(name: str, options: dict[str, Any]) -> SimulatorSource:
@@ -67,7 +67,9 @@ def scene_samples(
     if options.stage in ("video", "navigation"):
         driven = drives.drive(seed, options.side_px, rng, options.noise, options.max_decisions)
         if options.stage == "video":
-            return drives.video_samples(driven, rng, source, options.num_time_tokens)
+            return drives.video_samples(
+                driven, rng, source, options.num_time_tokens, options.spans_per_drive
+            )
         return drives.decision_samples(driven, source)
     choose = None if options.driver is None else _chooser(options.driver, seed)
     driven = drives.drive(

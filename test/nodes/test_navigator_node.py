@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for th
 
 from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
+from stand_ins import wait_for
 
 from nvila_ros import ros_images
 from nvila_ros.actions import ACTIONS, STOP
@@ -35,6 +36,7 @@ def test_it_drives_what_was_decided_and_reports_it(ros, robot, policy):
     robot.wait_for_state("idle", "SUCCEEDED")
     assert robot.pose[0] == pytest.approx(0.50, abs=0.05)
     assert robot.pose[2] == pytest.approx(math.radians(45), abs=0.10)
+    wait_for(lambda: len(robot.decisions) == 3, "three decisions")  # topics keep no order
     assert [row["sentence"] for row in robot.decisions][-1] == STOP.sentence
     assert robot.decisions[-1]["confidence"] == 0.9
     assert [row["state"] for row in robot.primitives] == ["done", "done"]

@@ -10,6 +10,8 @@ import yaml
 
 pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for the wheels")
 
+from stand_ins import wait_for
+
 from nvila_ros.config import load_yaml
 from nvila_ros.navigator_config import NavigatorConfig
 from nvila_ros.nodes.simulated_robot import SimulatorConfig
@@ -78,6 +80,7 @@ def test_simulator_and_navigator_with_the_shipped_files_drive(start, robot_free,
     observer.wait_for_state("idle")
     observer.instruct("Go through the red door.")
     observer.wait_until_moving()
+    wait_for(lambda: observer.decisions, "a decision")  # which may come after what it moves
     assert observer.decisions[0]["sentence"].startswith("The next action is")
     for process in (navigator, simulator):
         process.send_signal(signal.SIGINT)

@@ -18,6 +18,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("toy_stage.py")
 ROOT = SCRIPT.parents[2]
+sys.path.append(str(SCRIPT.parent))  # what several tests share: engine_runs, scale_units
 
 
 @pytest.fixture(scope="session")

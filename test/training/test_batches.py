@@ -30,7 +30,7 @@ def replay():
         tickets = ring.put(torch.from_numpy(rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)))
         shown = np.concatenate([np.zeros((6, 7), np.int64), tickets[:, None]], 1)
         costs = rng.uniform(1, 9, (6, 10)).astype(np.float32)
-        targets = rng.normal(size=(6, 3)).astype(np.float32)
+        targets = rng.normal(size=(6, 6)).astype(np.float32)
         record = EpisodeRecord.from_shown(
             ids, len(prompt), shown, costs, targets, np.zeros(6, np.int64)
         )

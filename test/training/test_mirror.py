@@ -35,6 +35,5 @@ def test_words_swap_in_instructions_and_answers_only():
 
 def test_labels_turn_round():
     assert mirror_patches(np.array([1, 2, 3, 4])).tolist() == [2, 1, 4, 3]
-    assert mirror_targets(np.array([[0.5, 0.8, 2.0]], np.float32)).tolist() == [
-        [-0.5, np.float32(0.8), 2.0]
-    ]
+    targets = np.array([[0.5, 0.75, 2.0, 1.0, -0.25, 0.5]], np.float32)
+    assert mirror_targets(targets).tolist() == [[-0.5, 0.75, 2.0, 1.0, 0.25, 0.5]]

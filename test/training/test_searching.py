@@ -73,6 +73,16 @@ def test_a_turn_of_the_instruction_is_known(teacher, episode):
     assert side(teacher, 0, LEFT) == 0 and side(teacher, 1, LEFT) != 0
 
 
+def test_what_is_looked_for_is_labelled_where_the_frame_shows_it(teacher, episode):
+    last, robots = np.array([len(episode.clauses) - 1]), np.array([0])
+    pose = before_goal(episode, away=False) + np.array([0.0, 0.0, -0.3])
+    teacher.saw(robots, np.array([0]), pose[None])
+    in_view, sine, cosine = teacher.sightings(robots, last, np.array([0]))[0]
+    assert in_view == 1.0 and math.atan2(sine, cosine) == pytest.approx(0.3, abs=1e-4)
+    teacher.saw(robots, np.array([1]), before_goal(episode, away=True)[None])
+    assert teacher.sightings(robots, last, np.array([1])).tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_costs_prefer_the_widest_turn_to_the_side():
     costs = search_costs(np.array([1.0, -1.0]))
     assert costs.shape == (2, len(MOTIONS)) and np.isfinite(costs).all()

@@ -70,6 +70,28 @@ def test_passings_are_near_and_their_times_in_order(driven):
         assert token / 99 * sample.duration_s == pytest.approx(time_s, abs=sample.duration_s / 99)
 
 
+def test_times_are_asked_of_stretches_too_in_which_the_thing_is_seen_then_passed(driven):
+    passed = {thing.name: thing for thing in drives.passes(driven)}
+    samples = [
+        s
+        for s in drives.video_samples(driven, np.random.default_rng(1), "x", 100, 12)
+        if s.key.endswith("when")
+    ]
+    assert len(samples) == len({s.key for s in samples}) == 12
+    assert len(samples[0].frames) == len(driven.poses)
+    lengths = {len(s.frames) for s in samples}
+    assert len(lengths) > 3 and min(lengths) >= min(16, len(driven.poses))
+    for sample in samples:
+        thing = passed[sample.turns[0].user.split("pass the ")[1].rstrip("?")]
+        ((begin_s, end_s),) = sample.time_spans_s
+        assert 0.0 <= begin_s <= end_s <= sample.duration_s == 0.5 * (len(sample.frames) - 1)
+        at = [int(time_s / 0.5) for time_s in (begin_s, end_s)]
+        assert np.array_equal(sample.frames[at[0]], driven.frames[thing.first])
+        assert np.array_equal(sample.frames[at[1]], driven.frames[thing.last])
+        seen = driven.frames[thing.seen]
+        assert any(np.array_equal(frame, seen) for frame in sample.frames)
+
+
 def test_turns_are_what_the_poses_say(driven):
     sides = set()
     for seed in range(12):

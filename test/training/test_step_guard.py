@@ -85,7 +85,7 @@ def trainer(tmp_path):
     ids[: len(prompt)] = prompt
     shown = np.concatenate([np.zeros((4, 7), np.int64), tickets[:, None]], 1)
     costs, zeros = rng.uniform(1, 9, (4, 10)).astype(np.float32), np.zeros(4, np.int64)
-    targets = np.zeros((4, 3), np.float32)
+    targets = np.zeros((4, 6), np.float32)
     record = EpisodeRecord.from_shown(ids, len(prompt), shown, costs, targets, zeros, apartment=77)
     talk = sequences.conversation([("Where is the red chair?", "It is 15 degrees left.")])
     trainer.replay.add([record], [ViewRecord(int(tickets[0]), *np.zeros((2, 144), int), *talk, 78)])
