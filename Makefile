@@ -1,4 +1,4 @@
-# Every target sets up .venv first; the second time that takes a second.
+# Every target but help and clean sets up .venv first; the second time that takes a second.
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?=
@@ -6,24 +6,30 @@ INSTRUCTION ?=
 DASHBOARD ?=
 export MUJOCO_GL ?= egl
 
-.PHONY: setup demo test train-smoke lint format docs bench bench-gpu bench-train bench-load clean
+.PHONY: help setup demo-setup demo test train-smoke lint format docs bench soak bench-load bench-gpu bench-train clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make setup [PYTHON=python3.12]             everything into .venv; the other targets do it by themselves"
 	@echo "make demo [INSTRUCTION='...'] [SEED=...]   a robot follows a sentence; writes demo/; DASHBOARD=0: no page to watch by"
 	@echo "make test                                  all quick tests (make test PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make train-smoke                           all seven training stages at toy size on the CPU (part of make test)"
 	@echo "make bench-train [BENCH_ARGS='...']        training throughput and MFU on a CUDA GPU"
-	@echo "make lint | format | bench                 check style and types | mend style | measure speed"
+	@echo "make lint | format | bench                 check style and types | fix style | measure speed"
 	@echo "make docs                                  the documentation site into site/; a broken link is an error"
 	@echo "make soak [SOAK_ARGS='--minutes 2']        an hour of episodes over ROS 2: memory flat, no command late; runs/soak/"
 	@echo "make bench-load                            how fast a checkpoint of 8B size loads; writes 14 GB and removes them"
 	@echo "make bench-gpu [BENCH_ARGS='--only lite8b,2b']   measure the engine on a CUDA GPU, beside its peers"
+	@echo "make clean                                 removes .venv, demo/, site/ and what builds and checks left; runs/ stays"
 
 setup:
 	@$(PYTHON) tools/setup_env.py
 
-demo: setup
+# Only what the demo needs; a .venv that holds everything is left as it is.
+demo-setup:
+	@$(PYTHON) tools/setup_env.py --for demo
+
+demo: demo-setup
 	@$(BIN)/nvila demo $(if $(SEED),--seed $(SEED)) $(if $(INSTRUCTION),--instruction '$(subst ','\'',$(INSTRUCTION))') $(if $(filter 0,$(DASHBOARD)),--no-dashboard)
 
 test: setup

@@ -148,13 +148,19 @@ def _linear_bytes(
 def plan_head(device: Device, num_rows: int, num_tokens: int, num_inputs: int) -> Plan:
     """For M rows, V or A tokens, D inputs."""
     if not 1 <= num_rows <= MAX_ROWS or num_inputs % 64:
-        raise KernelError(f"{num_rows} rows of {num_inputs} inputs; 1 to {MAX_ROWS}, times 64")
+        raise KernelError(
+            f"{num_rows} rows of {num_inputs} inputs; 1 to {MAX_ROWS} rows and a multiple of "
+            "64 inputs are expected"
+        )
     batch = _batches(num_rows)[0]
     shared = HEAD_WARPS * HEAD_STAGES * HEAD_STAGE_BYTES + batch * (num_inputs * 2 + 16)
     tiles = -(-num_tokens // 16)
     blocks = min(2 * device.num_multiprocessors, -(-tiles // (1 if tiles < 64 else HEAD_WARPS)))
     if shared > device.block_bytes:
-        raise KernelError(f"{num_rows} rows of {num_inputs} inputs do not fit shared memory")
+        raise KernelError(
+            f"{num_rows} rows of {num_inputs} inputs need {shared} bytes of shared memory, a block "
+            f"has {device.block_bytes} here; give fewer rows"
+        )
     return Plan({"BATCH": batch, "HEAD_STAGES": HEAD_STAGES}, blocks, 1, HEAD_WARPS, shared)
 
 
@@ -170,4 +176,7 @@ def plan_attention(device: Device, cache_length: int, head_dim: int) -> Plan:
         if shared <= device.block_bytes:
             splits = min(MAX_SPLITS, -(-cache_length // tile_keys))
             return Plan({"HEAD_DIM": head_dim}, splits, 1, num_warps, shared)
-    raise KernelError("this GPU has too little shared memory for attention")
+    raise KernelError(
+        f"attention over heads of {head_dim} needs {shared} bytes of shared memory, a block has "
+        f"{device.block_bytes} on this GPU; run with backend torch"
+    )

@@ -19,7 +19,6 @@ from nvila_ros.errors import KernelError
 _COOPERATIVE, _CLUSTER_DIMENSION, _PROGRAMMATIC = 2, 4, 6
 # CUfunction_attribute
 _MAX_DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9
-_NUM_REGISTERS, _LOCAL_BYTES = 4, 3
 # CUdevice_attribute
 MULTIPROCESSORS, MULTIPROCESSOR_SHARED_BYTES, BLOCK_SHARED_BYTES = 16, 81, 97
 DEFAULT_SHARED_BYTES = 48 * 1024  # more has to be asked for, once per kernel
@@ -74,7 +73,10 @@ def cuda() -> ctypes.CDLL:
         raise KernelError("NVIDIA's driver is too old: version 525 (CUDA 12) or newer is needed")
     status = library.cuInit(0)
     if status:
-        raise KernelError(f"NVIDIA's driver does not start: error {status}")
+        raise KernelError(
+            f"NVIDIA's driver does not start: cuInit gave error {status}, 0 is expected; "
+            "see whether nvidia-smi lists the GPU and CUDA_VISIBLE_DEVICES names it"
+        )
     return library
 
 
@@ -183,16 +185,6 @@ class Kernel:
         )
         check(status, f"{self.name}: clusters")
         return count.value
-
-    def resources(self) -> dict[str, int]:
-        """Registers and bytes of local memory (spills, stack) of one thread."""
-        found = {}
-        for label, attribute in (("registers", _NUM_REGISTERS), ("local_bytes", _LOCAL_BYTES)):
-            value = ctypes.c_int()
-            status = cuda().cuFuncGetAttribute(ctypes.byref(value), attribute, self._function)
-            check(status, f"{self.name}: attribute")
-            found[label] = value.value
-        return found
 
     def launch(
         self,

@@ -66,8 +66,10 @@ def is_available(device: torch.device) -> bool:
 
 def pack_linear(*linears: nn.Linear | W8A8Linear) -> Int8Linear:
     """`nn.Linear`s (quantized here) or `W8A8Linear`s of the same inputs -> one, rows in turn."""
-    parts = [linear if isinstance(linear, W8A8Linear) else W8A8Linear.from_linear(linear)
-             for linear in linears]  # fmt: skip
+    parts = [
+        linear if isinstance(linear, W8A8Linear) else W8A8Linear.from_linear(linear)
+        for linear in linears
+    ]
     biases = [
         part.weight_scale.new_zeros(part.out_features) if part.bias is None else part.bias.detach()
         for part in parts
@@ -160,11 +162,6 @@ class _Buffers:
             self.qkv = half(max(3 * width, inner)).flatten()
             self.inner = self.qkv
 
-    @property
-    def num_bytes(self) -> int:
-        storages = {t.data_ptr(): t.untyped_storage().nbytes() for t in vars(self).values()}
-        return sum(storages.values())
-
 
 class VisionEncoder:
     """Pixels to features; every buffer is allocated once, every launch is on the current stream.
@@ -188,11 +185,6 @@ class VisionEncoder:
         )
         self._buffers = _Buffers(weights, max_frames, heads_apart=self.heads_apart)
         self._passes: dict[int, list[Callable[[], object]]] = {}
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Memory of the buffers, beside the weights."""
-        return self._buffers.num_bytes
 
     def inner_block(self, frames: int) -> int | None:
         """Columns of the MLP's inner values that share a scale; None: a scale for the whole row."""

@@ -17,7 +17,7 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from nvila_ros.ros_environment import added_environment, share_folder
-from nvila_ros.ros_launch import declared, navigator, reader
+from nvila_ros.ros_launch import declared, given_bool, navigator, reader
 
 SHARE = share_folder()
 GAZEBO = SHARE / "config" / "gazebo"
@@ -36,7 +36,7 @@ ARGUMENTS = (
 def start_gazebo(context: LaunchContext) -> list:
     """Gazebo, the robot in it and the bridge."""
     given = reader(context)
-    headless = given("headless").lower() == "true"
+    headless = given_bool(given, "headless")
     launch = PathJoinSubstitution([FindPackageShare("ros_gz_sim"), "launch", "gz_sim.launch.py"])
     flags = "-r -s" if headless else "-r"
     yaw_rad = math.remainder(float(given("yaw_rad")), math.tau)

@@ -6,14 +6,14 @@ python nvila_ros/evaluation/habitat_server.py --scenes data/scene_datasets
 """
 
 from pathlib import Path
+from typing import Any
 
-import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from nvila_ros.ros_environment import share_folder
-from nvila_ros.ros_launch import declared, navigator, own_node, reader
+from nvila_ros.ros_launch import declared, given_stamped, navigator, own_node, reader
 
 SHARE = share_folder()
 # name, default, description; the navigator's own arguments are shown and taken too
@@ -29,11 +29,10 @@ ARGUMENTS = (
 def start_habitat(context: LaunchContext) -> list[Node]:
     """The bridge node, once the arguments are known."""
     given = reader(context)
-    parameters = {name: given(name) for name in ("dataset", "split", "endpoint")}
+    parameters: dict[str, Any] = {name: given(name) for name in ("dataset", "split", "endpoint")}
     parameters["data"] = str(Path(given("data")).expanduser())
     parameters["episode_index"] = int(given("episode_index"))
-    if given("enable_stamped_cmd_vel"):
-        parameters["enable_stamped_cmd_vel"] = yaml.safe_load(given("enable_stamped_cmd_vel"))
+    parameters |= given_stamped(given)
     topics = ("image", "odom", "cmd_vel")
     return [own_node("habitat", given, [parameters], topics)]
 

@@ -14,7 +14,7 @@ from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from nvila_ros.ros_environment import added_environment, share_folder
-from nvila_ros.ros_launch import declared, navigator, reader
+from nvila_ros.ros_launch import declared, given_bool, given_stamped, navigator, reader
 
 SHARE = share_folder()
 # name, default, description; the navigator's own arguments are shown and taken too
@@ -33,9 +33,7 @@ NODES = (
 def start_nav2(context: LaunchContext) -> list[Node]:
     """Smoother, monitor and manager."""
     given = reader(context)
-    common = {"use_sim_time": given("use_sim_time").lower() == "true"}
-    if given("enable_stamped_cmd_vel"):
-        common["enable_stamped_cmd_vel"] = given("enable_stamped_cmd_vel").lower() == "true"
+    common = {"use_sim_time": given_bool(given, "use_sim_time"), **given_stamped(given)}
     final = {"cmd_vel_out_topic": given("final_cmd_vel_topic")}
     return [
         Node(

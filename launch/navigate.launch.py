@@ -2,14 +2,14 @@
 """Starts the navigator: ros2 launch nvila_ros navigate.launch.py image_topic:=/camera/image_raw."""
 
 from pathlib import Path
+from typing import Any
 
-import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from nvila_ros.ros_environment import share_folder
-from nvila_ros.ros_launch import Given, declared, own_node, reader
+from nvila_ros.ros_launch import Given, declared, given_bool, own_node, reader
 
 # name, default, description
 ARGUMENTS = (
@@ -43,18 +43,23 @@ PARAMETERS = (
     ("image_transport", "", "raw or compressed"),
     ("enable_stamped_cmd_vel", "", "false for Twist instead of TwistStamped"),
 )
+BOOLEANS = ("execute", "enable_stamped_cmd_vel")
 
 
 def start(context: LaunchContext) -> list[Node]:
     """The node, once the arguments are known."""
     given = reader(context)
-    parameters = {name: yaml.safe_load(given(name)) for name, _, _ in PARAMETERS if given(name)}
+    parameters: dict[str, Any] = {
+        name: given_bool(given, name) if name in BOOLEANS else given(name)
+        for name, _, _ in PARAMETERS
+        if given(name)
+    }
     if "model_path" in parameters:
         parameters["model_path"] = str(Path(given("model_path")).expanduser())
     for name in ("use_sim_time", "autostart"):
-        parameters[name] = yaml.safe_load(given(name))
+        parameters[name] = given_bool(given, name)
     topics = ("image", "odom", "scan", "cmd_vel", "instruction", "emergency_stop")
-    watchers = [dashboard(given)] if yaml.safe_load(given("dashboard")) else []
+    watchers = [dashboard(given)] if given_bool(given, "dashboard") else []
     return [
         *watchers,
         own_node(
@@ -62,7 +67,7 @@ def start(context: LaunchContext) -> list[Node]:
             given,
             [given("params_file"), parameters],
             topics,
-            respawn=yaml.safe_load(given("use_respawn")),
+            respawn=given_bool(given, "use_respawn"),
             respawn_delay=2.0,
         ),
     ]

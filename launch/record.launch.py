@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records a drive: ros2 launch nvila_ros record.launch.py image_topic:=/camera/image_raw."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
-from nvila_ros.ros_launch import declared, own_node, reader
+from nvila_ros.ros_launch import declared, given_bool, own_node, reader
 
 # name, default, description; as in navigate.launch.py
 ARGUMENTS = (
@@ -28,21 +29,19 @@ PARAMETERS = (
     ("scan", "", "true records the lidar too"),
     ("extra_topics", "", "More topics, separated by commas"),
 )
-TEXTS = ("output", "instruction", "extra_topics")
+NUMBERS: dict[str, Callable[[str], Any]] = {"jpeg_quality": int, "max_image_rate_hz": float}
 
 
 def start(context: LaunchContext) -> list[Node]:
     """The node, once the arguments are known."""
     given = reader(context)
-    parameters = {
-        name: given(name) if name in TEXTS else yaml.safe_load(given(name))
-        for name, _, _ in PARAMETERS
-        if given(name)
+    parameters: dict[str, Any] = {
+        name: NUMBERS.get(name, str)(given(name)) for name, _, _ in PARAMETERS if given(name)
     }
+    if "scan" in parameters:
+        parameters["scan"] = given_bool(given, "scan")
     if "output" in parameters:
         parameters["output"] = str(Path(given("output")).expanduser())
-    if "max_image_rate_hz" in parameters:
-        parameters["max_image_rate_hz"] = float(parameters["max_image_rate_hz"])
     topics = ("image", "odom", "cmd_vel", "instruction")
     return [own_node("recorder", given, [parameters], topics)]
 

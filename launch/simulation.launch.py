@@ -2,14 +2,14 @@
 """Starts the embedded simulator and the navigator: ros2 launch nvila_ros simulation.launch.py."""
 
 from pathlib import Path
+from typing import Any
 
-import yaml
 from launch import LaunchContext, LaunchDescription
 from launch.actions import OpaqueFunction
 from launch_ros.actions import Node
 
 from nvila_ros.ros_environment import share_folder
-from nvila_ros.ros_launch import declared, navigator, own_node, reader
+from nvila_ros.ros_launch import declared, given_stamped, navigator, own_node, reader
 
 SHARE = share_folder()
 # name, default, description; the navigator's own arguments are shown and taken too
@@ -24,15 +24,14 @@ ARGUMENTS = (
 def start_simulator(context: LaunchContext) -> list[Node]:
     """The node, once the arguments are known."""
     given = reader(context)
-    parameters = {}
+    parameters: dict[str, Any] = {}
     if given("seed"):
         parameters["seed"] = int(given("seed"))
     if given("episode_file"):
         parameters["episode_file"] = str(Path(given("episode_file")).expanduser())
     if given("real_time_factor"):
         parameters["real_time_factor"] = float(given("real_time_factor"))
-    if given("enable_stamped_cmd_vel"):
-        parameters["enable_stamped_cmd_vel"] = yaml.safe_load(given("enable_stamped_cmd_vel"))
+    parameters |= given_stamped(given)
     topics = ("image", "odom", "scan", "cmd_vel")
     return [own_node("simulator", given, [given("simulator_params_file"), parameters], topics)]
 

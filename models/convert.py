@@ -7,7 +7,7 @@ import errno
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.kernels.w8a8 import W8A8Linear
 from nvila_ros.models.config import LanguageConfig
 from nvila_ros.models.config_saving import save_config
-from nvila_ros.models.headers import DTYPES, SCALING_SUFFIXES, StoredTensor, read_headers
+from nvila_ros.models.headers import DTYPES, SCALING_SUFFIXES
 from nvila_ros.models.part_files import PARTS, checkpoint_folder
 from nvila_ros.models.pickles import has_only_pickles, open_pickles
 from nvila_ros.models.quantization import PackedReader
@@ -88,27 +88,13 @@ def convert(
     return target
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The one float precision of all three parts, float32 where they differ or have another."""
-    return _one_dtype(
-        (name, tensor)
-        for part in PARTS
-        for header in read_headers(folder / part).values()
-        for name, tensor in header.items()
-    )
-
-
 def _common_dtype(readers: dict[str, PartReader]) -> torch.dtype:
-    return _one_dtype(
-        (entry.name, entry.stored) for reader in readers.values() for entry in reader.entries
-    )
-
-
-def _one_dtype(tensors: Iterable[tuple[str, StoredTensor]]) -> torch.dtype:
+    """The one float precision of all parts, float32 where they differ or have another."""
     found = {
-        tensor.dtype
-        for name, tensor in tensors
-        if tensor.dtype.startswith(("F", "BF")) and not name.endswith(SCALING_SUFFIXES)
+        entry.stored.dtype
+        for reader in readers.values()
+        for entry in reader.entries
+        if entry.stored.dtype.startswith(("F", "BF")) and not entry.name.endswith(SCALING_SUFFIXES)
     }
     single = found.pop() if len(found) == 1 else "F32"
     return DTYPES[single] if single in FLOATS else torch.float32

@@ -58,7 +58,10 @@ def best_rounding(rows: Tensor, importance: Tensor) -> Rounding:
     """
     lowest, highest = float(rows.min()), float(rows.max())
     if not max(-lowest, highest) < float("inf"):
-        raise ExportError("activations of the calibration frames are not finite")
+        raise ExportError(
+            f"activations of the calibration frames reach from {lowest:g} to {highest:g}, which is "
+            "not finite; give other frames, or see whether the checkpoint's weights are finite"
+        )
     best, least = Rounding(SMALLEST), float("inf")
     for cut in CUTS:
         reach = cut * max(-lowest, highest)

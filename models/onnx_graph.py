@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvila_ros.errors import ConfigError, ExportError
+from nvila_ros.errors import ConfigError, ExportError, install_hint
 
 OPSET = 20  # the first with Gelu; ONNX Runtime >= 1.17 and TensorRT >= 10 read it
 IR_VERSION = 10
@@ -26,9 +26,7 @@ def import_onnx() -> Any:
     try:
         import onnx
     except ImportError:
-        raise ConfigError(
-            "exporting needs the package onnx; pip install 'nvila_ros[export]'"
-        ) from None
+        raise ConfigError(f"exporting needs the package onnx; {install_hint('export')}") from None
     return onnx
 
 
@@ -55,11 +53,6 @@ class OnnxGraph:
         self._weights: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
-
-    @property
-    def num_nodes(self) -> int:
-        """Nodes so far."""
-        return len(self._nodes)
 
     def input(self, name: str, shape: list[str | int]) -> str:
         """A float input; strings are sizes that may vary."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvila_ros.errors import ConfigError, ExportError
+from nvila_ros.errors import ConfigError, ExportError, install_hint
 from nvila_ros.models.onnx_vision import INPUT, OUTPUT
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -27,7 +27,7 @@ def import_onnxruntime() -> Any:
     except ImportError:
         raise ConfigError(
             "the vision backend onnxruntime needs the package onnxruntime; "
-            "pip install 'nvila_ros[export]'"
+            + install_hint("export")
         ) from None
     return onnxruntime
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.config_files import read_json
 
+SHIPPED = Path(__file__).resolve().parent / "nano"
 PARTS = ("vision_tower", "mm_projector", "llm")
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -32,8 +33,10 @@ def checkpoint_folder(folder: Path | str) -> Path:
         )
     if not folder.is_dir():
         name = folder.as_posix()
-        advice = "point model_path at a checkpoint's folder"
-        if _REPOSITORY.fullmatch(name):
+        advice = "point MODEL (of a node: model_path) at a checkpoint's folder"
+        if folder.name == SHIPPED.name:
+            advice = f"the shipped model is {SHIPPED}"
+        elif _REPOSITORY.fullmatch(name):
             target = shlex.quote(folder.name)
             advice = (
                 "if it is the name of a Hugging Face repository, nothing is downloaded on its own; "

@@ -159,9 +159,7 @@ def load_engine(
     frames = num_frames or model.config.num_video_frames
     if name == "kernels":
         try:
-            engine = Engine.from_model(
-                model, max_frames=frames, quantizes=quantizes, releases=True
-            )  # fmt: skip
+            engine = Engine.from_model(model, max_frames=frames, quantizes=quantizes, releases=True)
             return with_vision_backend(engine, folder, vision_backend, on_notice), tokenizer
         except KernelError as error:
             if backend == "kernels" or quantizes:

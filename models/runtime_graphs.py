@@ -66,7 +66,9 @@ class GraphPool:
 class _Replay:
     """A captured function: its input and its result lie at fixed places."""
 
-    def __init__(self, pool: GraphPool, function: Function, example: Tensor, num_warm_up: int):
+    def __init__(
+        self, pool: GraphPool, function: Function, example: Tensor, num_warm_up: int
+    ) -> None:
         self._source = example.clone()
         self._function = function
         self._result = self._source

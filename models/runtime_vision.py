@@ -41,9 +41,7 @@ def make_encoder(
 
     def encode_tiles(pixels: Tensor, block: tuple[int, int]) -> Tensor:
         patches = torch.cat([tower(part) for part in pixels.split(max_frames)])
-        return project_scales(
-            patches, projector, config.s2_scales, block, config.s2_output_scale
-        )  # fmt: skip
+        return project_scales(patches, projector, config.s2_scales, block, config.s2_output_scale)
 
     return encode, encode_tiles
 

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvila_ros.errors import ConfigError, ExportError
+from nvila_ros.errors import ConfigError, ExportError, install_hint
 from nvila_ros.kernels.build import cache_folder
 from nvila_ros.models.engine_file import Description, read_description, read_engine
 from nvila_ros.models.onnx_vision import INPUT, OUTPUT
 
 RTX, PLAIN = "tensorrt_rtx", "tensorrt"
 LIBRARIES = (RTX, PLAIN)
-EXTRAS = {RTX: "tensorrt-rtx-cu13", PLAIN: "tensorrt"}
+REMEDIES = {RTX: install_hint("tensorrt-rtx"), PLAIN: ".venv/bin/pip install tensorrt"}
 RTX_GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 CURRENT = "current"
 
@@ -37,9 +37,7 @@ def import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(
-            f"{name} cannot be imported ({error}); pip install {EXTRAS[name]}"
-        ) from None
+        raise ConfigError(f"{name} cannot be imported ({error}); {REMEDIES[name]}") from None
 
 
 def gpu_name(device: torch.device | None = None) -> str:

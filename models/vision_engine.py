@@ -113,7 +113,7 @@ def fastest(
     """
     versions = ",".join(f"{name} {candidates[name].precision}" for name in sorted(candidates))
     threads = torch.get_num_threads() if engine.device.type == "cpu" else 0
-    key = f"{_device_name(engine.device)} {threads}|{vision_fingerprint(folder)}|{versions}"
+    key = f"{device_name(engine.device)} {threads}|{vision_fingerprint(folder)}|{versions}"
     path = cache_folder().parent / MEASURED_FILE
     known = _read(path)
     if key not in known:
@@ -195,7 +195,8 @@ def _preference(path: Path) -> tuple[int, str]:
     return (order.index(path.stem) if path.stem in order else len(order), path.name)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """As its driver calls it, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 

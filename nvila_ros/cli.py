@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import logging
 import os
 import sys
@@ -43,18 +44,23 @@ from nvila_ros.cli_options import (
     NANO_FOLDER,
     BackendName,
     BackendOption,
-    DeviceOption,
     JsonOption,
     ModelOption,
     VisionBackendName,
     VisionBackendOption,
     print_json,
+    writable_folder,
 )
 from nvila_ros.cli_scale import GpusOption, RayOption, episode_evaluator
 from nvila_ros.errors import ConfigError, NvilaError, SystemLibraryError
 from nvila_ros.patience import PATIENT_THREADS
 
 MAX_SEEDS = 100_000
+# Of a folder that the user named or of a full disk, not of our own.
+_FAULTS_OF_A_PLACE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
+}
 
 app = typer.Typer(
     name="nvila",
@@ -93,13 +99,20 @@ class DriverName(str, enum.Enum):
     oracle = "oracle"
 
 
+SeedsOption = Annotated[
+    str, typer.Option("--seeds", "--seed", help="Episodes A:B (B excluded) or one number.")
+]
 RequireOption = Annotated[
     bool, typer.Option("--require-success", help=f"Exit with {EXIT_NOT_ARRIVED} on a failure.")
 ]
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", is_eager=True)] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     """Vision-and-language navigation with NVILA: say where to go, the robot drives."""
     if version:
         typer.echo(__version__)
@@ -111,9 +124,11 @@ def demo(
     instruction: Annotated[
         str | None, typer.Option(help="Where to go.", show_default="the episode's own")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Apartment and start.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Apartment and start.")] = None,
     model: ModelOption = NANO_FOLDER,
-    output: Annotated[Path, typer.Option(help="Folder for video, plan and result.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for video, plan and result.")
+    ] = Path("demo"),
     timeout_s: Annotated[float, typer.Option(help="Wall time after which the drive ends.")] = 100.0,
     dashboard: Annotated[
         bool, typer.Option(help="Serve a page to watch by, where NiceGUI is installed.")
@@ -131,6 +146,7 @@ def demo(
         timeout_s=timeout_s,
         dashboard=dashboard,
     )
+    writable_folder(output)
     result = run_demo(settings)
     if require_success and not result["success"]:
         raise typer.Exit(EXIT_NOT_ARRIVED)
@@ -138,20 +154,28 @@ def demo(
 
 @app.command()
 def simulate(
-    seeds: Annotated[str, typer.Option(help="Episodes A:B (B excluded) or one number.")],
-    control: Annotated[ControlName, typer.Option()] = ControlName.none,
+    seeds: SeedsOption,
+    control: Annotated[
+        ControlName,
+        typer.Option(help="What the model must do without: blind to images, deaf to the words."),
+    ] = ControlName.none,
     policy: Annotated[DriverName, typer.Option(help="Who drives.")] = DriverName.model,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.", show_default="number of cores")
     ] = None,
     model: ModelOption = NANO_FOLDER,
-    device: DeviceOption = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(help="Torch device that all --workers share: cpu, cuda, cuda:1 or auto."),
+    ] = "cpu",
     backend: BackendOption = BackendName.auto,
     vision_backend: VisionBackendOption = VisionBackendName.auto,
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Decide in the mirror too: twice the time.")
     ] = False,
-    max_decisions: Annotated[int, typer.Option(min=1)] = 200,
+    max_decisions: Annotated[
+        int, typer.Option(min=1, help="After which an episode counts as failed.")
+    ] = 200,
     plans: Annotated[
         Path | None, typer.Option(help="Folder for a floor plan of every episode.")
     ] = None,
@@ -183,6 +207,9 @@ def simulate(
         config=EvaluationConfig(max_decisions=max_decisions),
         keeps_frames=report is not None,
     )
+    for folder in (plans, report, keep):
+        if folder is not None:
+            writable_folder(folder)
     evaluator = evaluate if ray is None and keep is None else episode_evaluator(ray, gpus, keep)
     run(
         job,
@@ -197,7 +224,9 @@ def simulate(
 @app.command()
 def render(
     seed: Annotated[int, typer.Option(min=0, help="Apartment.")],
-    output: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "--out", help="Folder for the pictures.")
+    ] = Path("views"),
     as_json: JsonOption = False,
 ) -> None:
     """Draw an apartment: a view of every room and the whole from above."""
@@ -205,6 +234,7 @@ def render(
     from nvila_ros.sim.pictures import save_pictures
     from nvila_ros.sim.world import World
 
+    writable_folder(output)
     files = [str(path) for path in save_pictures(World(generate_scene(seed)), output)]
     if as_json:
         print_json({"seed": seed, "files": files})
@@ -235,6 +265,14 @@ def exit_codes() -> Iterator[None]:
         sys.exit(EXIT_SYSTEM_LIBRARY)
     except NvilaError as error:
         sys.stderr.write(f"nvila: {error}\n")
+        sys.exit(EXIT_INPUT)
+    except OSError as error:
+        if error.errno not in _FAULTS_OF_A_PLACE or error.filename is None:
+            raise
+        sys.stderr.write(
+            f"nvila: {error.filename}: {error.strerror}; "
+            "name a place that can be read and written\n"
+        )
         sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
         sys.stderr.write("nvila: stopped\n")

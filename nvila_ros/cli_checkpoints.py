@@ -16,8 +16,9 @@ from nvila_ros.cli_options import (
     BackendOption,
     DeviceOption,
     JsonOption,
-    QuantizeOption,
+    RoundWeightsOption,
     print_json,
+    wide_console,
 )
 from nvila_ros.errors import ConfigError, ImageError
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 app = typer.Typer()
-PIPED_WIDTH = 160
 
 
 class DtypeName(str, enum.Enum):
@@ -57,10 +57,12 @@ def ask(
             show_default="as the checkpoint says",
         ),
     ] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     backend: BackendOption = BackendName.auto,
-    round_weights: QuantizeOption = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    round_weights: RoundWeightsOption = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens after which the answer is cut.")
+    ] = 128,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a model a free question about pictures or a video."""
@@ -96,8 +98,6 @@ def conformance(
     as_json: JsonOption = False,
 ) -> None:
     """Hold checkpoints' answers to those of the reference implementation, case by case."""
-    from rich.console import Console
-
     from nvila_ros.evaluation.conformance import check, table, to_json
     from nvila_ros.evaluation.conformance_files import find_folders
 
@@ -107,9 +107,7 @@ def conformance(
         contents = {folder: to_json(cases) for folder, cases in results.items()}
         print_json({"passed": passed, "folders": contents})
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = PIPED_WIDTH  # whole names for whoever reads them
+        console = wide_console()
         for folder, cases in results.items():
             console.print(table(cases, folder))
     if not passed:
@@ -126,8 +124,6 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a checkpoint is, what memory it needs and if it loads, reading no weights."""
-    from rich.console import Console
-
     from nvila_ros.evaluation.inspection import inspect as inspect_folder
     from nvila_ros.evaluation.inspection import tables
 
@@ -135,10 +131,7 @@ def inspect(
     if as_json:
         print_json(result)
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = PIPED_WIDTH
-        console.print(*tables(result, with_formulas=formulas), sep="\n", markup=False)
+        wide_console().print(*tables(result, with_formulas=formulas), sep="\n", markup=False)
     if result["problem"] is not None:
         raise typer.Exit(EXIT_INPUT)
 
@@ -147,7 +140,10 @@ def inspect(
 def convert(
     source: Annotated[Path, typer.Argument(help="Checkpoint folder that can be read.")],
     target: Annotated[Path, typer.Argument(help="New folder in the released layout.")],
-    dtype: Annotated[DtypeName | None, typer.Option(show_default="as stored")] = None,
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(help="Of the new checkpoint's floats.", show_default="as stored"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint again in the released layout; turns pickles into safetensors."""

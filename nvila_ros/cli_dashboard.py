@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from nvila_ros.errors import SystemLibraryError
+from nvila_ros.errors import SystemLibraryError, install_hint
+from nvila_ros.ros_environment import added_environment, require_rclpy
 
 app = typer.Typer()
 
@@ -30,24 +31,19 @@ def dashboard(
         ),
     ] = "",
     namespace: Annotated[str, typer.Option(help="ROS namespace of the navigator.")] = "",
-    image_topic: Annotated[str, typer.Option(help="Camera topic.")] = "image",
-    odom_topic: Annotated[str, typer.Option(help="Odometry topic.")] = "odom",
+    image: Annotated[str, typer.Option("--image", "--image-topic", help="Camera topic.")] = "image",
+    odom: Annotated[str, typer.Option("--odom", "--odom-topic", help="Odometry topic.")] = "odom",
     compressed: Annotated[
         bool, typer.Option("--compressed", help="Subscribe to <image topic>/compressed.")
     ] = False,
 ) -> None:
     """Serve a page with camera, decisions, floor plan, and buttons; prints what to open."""
-    for module, remedy in (
-        ("rclpy", "run `make setup` for pip's wheels, or source a ROS 2 installation"),
-        ("nicegui", "install the extra: pip install 'nvila_ros[dashboard]'"),
-    ):
-        if importlib.util.find_spec(module) is None:
-            raise SystemLibraryError(f"{module} was not found; {remedy}")
-    from nvila_ros.ros_environment import added_environment
-
+    require_rclpy()
+    if importlib.util.find_spec("nicegui") is None:
+        raise SystemLibraryError(f"nicegui was not found; {install_hint('dashboard')}")
     os.environ.update(added_environment(os.environ))
     os.environ[TOKEN_VARIABLE] = token
-    arguments = ["--ros-args", "-r", f"image:={image_topic}", "-r", f"odom:={odom_topic}"]
+    arguments = ["--ros-args", "-r", f"image:={image}", "-r", f"odom:={odom}"]
     if namespace:
         arguments += ["-r", f"__ns:=/{namespace.strip('/')}"]
     parameters = {
@@ -58,7 +54,6 @@ def dashboard(
     }
     for name, value in parameters.items():
         arguments += ["-p", f"{name}:={value}"]
-    from nvila_ros.nodes.dashboard_node import main
+    from nvila_ros.nodes.dashboard_node import serve
 
-    if code := main(arguments):
-        raise typer.Exit(code)
+    serve(arguments)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nvila_ros.cli_options import JsonOption, print_json
+from nvila_ros.cli_options import JsonOption, OutOption, print_json, writable_folder
 from nvila_ros.cli_scale import (
     RayOption,
     WorkersOption,
@@ -40,7 +40,6 @@ MediaOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option(help="Name of the subset.", show_default="the file's")
 ]
-OutOption = Annotated[Path, typer.Option(help="Folder for the result.")]
 BrokenOption = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of rows that may be broken.")
 ]
@@ -118,8 +117,8 @@ def shard(
     data_format: FormatOption = None,
     media: MediaOption = None,
     name: NameOption = None,
-    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
-    megabytes_per_shard: Annotated[int, typer.Option(min=1)] = 256,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="At most.")] = 1000,
+    megabytes_per_shard: Annotated[int, typer.Option(min=1, help="At most.")] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG.")] = 92,
     max_broken: BrokenOption = 0.01,
     as_json: JsonOption = False,
@@ -132,6 +131,7 @@ def shard(
     if any(out.glob("*.tar")):
         raise ConfigError(f"{out} holds shards already; give another folder")
     source = open_source(source_config(path, data_format, media, name))
+    writable_folder(out)
     with progress("rows", None) as advance:
 
         def counted() -> Iterator[Any]:
@@ -163,7 +163,9 @@ def shard(
 
 @app.command()
 def generate(
-    seeds: Annotated[str, typer.Option(help="Apartments A:B (B excluded) or one number.")],
+    seeds: Annotated[
+        str, typer.Option("--seeds", "--seed", help="Apartments A:B (B excluded) or one number.")
+    ],
     out: OutOption,
     stage: Annotated[
         StageName, typer.Option(help="What the samples are: of which stage of training.")
@@ -181,7 +183,7 @@ def generate(
     driver: Annotated[
         Path | None, typer.Option(help="dagger: checkpoint that drives beside the oracle.")
     ] = None,
-    seeds_per_shard: Annotated[int, typer.Option(min=1)] = 16,
+    seeds_per_shard: Annotated[int, typer.Option(min=1, help="Apartments of one shard.")] = 16,
     workers: WorkersOption = 1,
     ray: RayOption = None,
     as_json: JsonOption = False,
@@ -207,6 +209,7 @@ def generate(
             driver=None if driver is None else str(driver),
         ),
     )
+    writable_folder(out)
     with progress("shards", len(job.units())) as advance:
         content = run(job, out, scale_settings(workers, ray), lambda unit, was_there: advance(1))
     say(content, as_json)

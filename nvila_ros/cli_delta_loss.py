@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from nvila_ros.cli_data import FormatOption, MediaOption, OutOption, say, source_config
-from nvila_ros.cli_options import DeviceOption, JsonOption
+from nvila_ros.cli_data import FormatOption, MediaOption, say, source_config
+from nvila_ros.cli_options import DeviceOption, JsonOption, OutOption, writable_folder
 from nvila_ros.cli_scale import GpusOption, RayOption, WorkersOption, progress, scale_settings
 
 app = typer.Typer()
@@ -37,7 +37,7 @@ def score(
     features: Annotated[
         bool, typer.Option(help="Keep the large tower's mean feature, for clusters.")
     ] = True,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     workers: WorkersOption = 1,
     ray: RayOption = None,
     gpus: GpusOption = 0.0,
@@ -47,11 +47,17 @@ def score(
 
     A run that was stopped, or whose machines died, goes on where it was.
     """
+    from nvila_ros.models.runtime_backend import usable_device
     from nvila_ros.training.delta_loss import ScoreJob
     from nvila_ros.training.delta_loss_prune import read_scores
     from nvila_ros.training.delta_loss_report import score_units
     from nvila_ros.training.scale import run_units
 
+    if device == "auto" and ray is not None and gpus:
+        device = "cuda"  # the cluster's, whatever this machine has
+    elif device == "auto":
+        device = str(usable_device(device))
+    writable_folder(out)
     job = ScoreJob(
         sources=tuple(source_config(path, data_format, media, None) for path in paths),
         large=str(large),
@@ -85,7 +91,10 @@ def prune(
     keep: Annotated[float, typer.Option(help="Share of each subset that is kept.")] = 0.5,
     by: Annotated[ByName, typer.Option(help="Over an answer's tokens.")] = ByName.mean,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the result.", show_default="SCORES/pruned")
+        Path | None,
+        typer.Option(
+            "--out", "--output", help="Folder for the result.", show_default="SCORES/pruned"
+        ),
     ] = None,
     clusters: Annotated[int, typer.Option(min=1, help="Of the cluster baseline.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Of the baselines.")] = 0,

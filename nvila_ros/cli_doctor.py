@@ -19,10 +19,14 @@ MARKS = {"good": "[green]✓[/]", "note": "[yellow]•[/]", "bad": "[red]✗[/]"
 @app.command()
 def doctor(
     model: ModelOption = NANO_FOLDER,
-    image: Annotated[str, typer.Option(help="Camera topic to listen to.")] = "image",
+    image: Annotated[
+        str, typer.Option("--image", "--image-topic", help="Camera topic to listen to.")
+    ] = "image",
     seconds: Annotated[float, typer.Option(min=0.5, max=10.0, help="To listen for.")] = 3.0,
     gpu: Annotated[bool, typer.Option("--gpu", help="A GPU is needed.")] = False,
-    no_ros: Annotated[bool, typer.Option("--no-ros", help="ROS is not needed.")] = False,
+    no_ros: Annotated[
+        bool, typer.Option("--no-ros", help="Leave out ROS 2, discovery and camera.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder whose disk is looked at.")] = Path(),
     as_json: JsonOption = False,
 ) -> None:

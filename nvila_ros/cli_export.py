@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nvila_ros.models.onnx_vision import Roundings
 
 app = typer.Typer()
-bench_app = typer.Typer(help="Measure.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 DEFAULT_CALIBRATION = "700000:700016"
@@ -77,7 +77,12 @@ FloatLayersOption = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option(help="Folder.", show_default="MODEL/vision_engine, where it is looked for"),
+    typer.Option(
+        "--out",
+        "--output",
+        help="Folder.",
+        show_default="MODEL/vision_engine, where it is looked for",
+    ),
 ]
 
 

@@ -17,7 +17,9 @@ app = typer.Typer()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder that `nvila train` wrote.")],
     model: Annotated[Path, typer.Argument(help="Checkpoint folder that training started from.")],
-    out: Annotated[Path, typer.Option(help="New folder in the released layout.")],
+    out: Annotated[
+        Path, typer.Option("--out", "--output", help="New folder in the released layout.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Add a fine-tuned adapter to its checkpoint: the result needs no adapter any more."""

@@ -46,7 +46,10 @@ class BackendName(str, enum.Enum):
 @app.command()
 def quantize(
     model: Annotated[Path, typer.Argument(help="Float checkpoint folder.")],
-    out: Annotated[Path, typer.Option(help="New folder for the quantized checkpoint.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "--output", help="New folder for the quantized checkpoint."),
+    ],
     vision: Annotated[VisionScheme, typer.Option(help="The tower.")] = VisionScheme.w8a8,
     language: Annotated[LanguageScheme, typer.Option(help="The decoder.")] = LanguageScheme.w4a16,
     calibration: Annotated[
@@ -63,13 +66,14 @@ def quantize(
     feedback: Annotated[
         bool, typer.Option(help="Let columns make up for the rounding of those before them.")
     ] = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Quantize a checkpoint: SmoothQuant for the tower, AWQ for the decoder, calibrated on driving.
 
     Goes layer by layer, so that an 8B fits 24 GB of memory; a run that was stopped goes on.
     """
+    from nvila_ros.models.runtime_backend import usable_device
     from nvila_ros.training.quantize.run import QuantizeJob
 
     job = QuantizeJob(
@@ -81,7 +85,7 @@ def quantize(
         prompts_per_episode=prompts_per_episode,
         backend=backend.value,
         has_feedback=feedback,
-        device=device,
+        device=str(usable_device(device)),
     )
     report = _with_progress(job)
     if as_json:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import enum
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from nvila_ros.cli_options import (
     ModelOption,
     print_json,
 )
-from nvila_ros.errors import SystemLibraryError
+from nvila_ros.ros_environment import added_environment, require_rclpy, share_folder
 
 app = typer.Typer()
 data_app = typer.Typer()
@@ -33,10 +32,19 @@ InstructionOption = Annotated[
     str | None, typer.Option(help="What the robot was told, where the bag does not hold it.")
 ]
 ImageOption = Annotated[
-    str | None, typer.Option(help="Camera topic.", show_default="the first with images")
+    str | None,
+    typer.Option(
+        "--image", "--image-topic", help="Camera topic.", show_default="the first with images"
+    ),
 ]
 OdometryOption = Annotated[
-    str | None, typer.Option(help="Odometry topic.", show_default="the first nav_msgs/Odometry")
+    str | None,
+    typer.Option(
+        "--odom",
+        "--odom-topic",
+        help="Odometry topic.",
+        show_default="the first nav_msgs/Odometry",
+    ),
 ]
 
 
@@ -50,33 +58,34 @@ class LabelName(str, enum.Enum):
 @app.command()
 def record(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File.", show_default="drive_<time>.mcap")
+        Path | None,
+        typer.Option("--output", "-o", "--out", help="File.", show_default="drive_<time>.mcap"),
     ] = None,
-    image: Annotated[str, typer.Option(help="Camera topic.")] = "image",
-    odom: Annotated[str, typer.Option(help="Odometry topic.")] = "odom",
+    image: Annotated[str, typer.Option("--image", "--image-topic", help="Camera topic.")] = "image",
+    odom: Annotated[str, typer.Option("--odom", "--odom-topic", help="Odometry topic.")] = "odom",
     cmd_vel: Annotated[str, typer.Option(help="Velocity topic.")] = "cmd_vel",
     instruction: Annotated[
         str | None, typer.Option(help="What the robot is told, if you drive it yourself.")
     ] = None,
     namespace: Annotated[str, typer.Option(help="Of the robot.")] = "",
-    rate: Annotated[float, typer.Option(min=0.0, help="Most images per second; 0 is all.")] = 0.0,
+    rate: Annotated[
+        float,
+        typer.Option("--rate", "--image-rate", min=0.0, help="Most images per second; 0 is all."),
+    ] = 0.0,
+    scan: Annotated[
+        str | None, typer.Option(help="Topic of a lidar.", show_default="none is recorded")
+    ] = None,
     topics: Annotated[str, typer.Option(help="More topics, separated by commas.")] = "",
 ) -> None:
     """Record camera, odometry, velocities and decisions until Ctrl-C."""
-    if importlib.util.find_spec("rclpy") is None:
-        raise SystemLibraryError(
-            "rclpy, ROS 2's Python library, was not found; run `make setup` for pip's wheels, or "
-            "source a ROS 2 installation: . /opt/ros/jazzy/setup.bash"
-        )
-    from nvila_ros.ros_environment import added_environment
-
+    require_rclpy()
     os.environ.update(added_environment(os.environ))
     from nvila_ros.nodes.recorder_node import main
 
-    names = {"image": image, "odom": odom, "cmd_vel": cmd_vel}
+    names = {"image": image, "odom": odom, "cmd_vel": cmd_vel, "scan": scan or "scan"}
     remaps = [f"{name}:={topic}" for name, topic in names.items() if topic != name]
     remaps += [f"__ns:=/{namespace.strip('/')}"] if namespace else []
-    values: dict[str, Any] = {"max_image_rate_hz": rate}
+    values: dict[str, Any] = {"max_image_rate_hz": rate, "scan": str(scan is not None).lower()}
     texts = {"output": output, "instruction": instruction, "extra_topics": topics}
     values |= {name: _quoted(str(text)) for name, text in texts.items() if text}
     arguments = ["--ros-args"]
@@ -93,7 +102,7 @@ def record(
 def replay(
     bag: BagArgument,
     model: ModelOption = NANO_FOLDER,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     backend: BackendOption = BackendName.auto,
     instruction: InstructionOption = None,
     image: ImageOption = None,
@@ -128,7 +137,6 @@ def replay(
 def view(bag: BagArgument) -> None:
     """Open a recording in rerun where it is installed; say how to look at it elsewhere."""
     from nvila_ros.recording.bag_reader import mcap_file
-    from nvila_ros.ros_environment import share_folder
 
     file = mcap_file(bag)
     viewer = shutil.which("rerun")
@@ -140,7 +148,7 @@ def view(bag: BagArgument) -> None:
         raise typer.Exit(subprocess.run([viewer, *options, str(file)], check=False).returncode)
     config = share_folder() / "config"
     typer.echo(
-        f"rerun is not installed (pip install rerun-sdk, 760 MB). {file} opens in\n"
+        f"rerun is not installed (.venv/bin/pip install rerun-sdk, 700 MB). {file} opens in\n"
         f"  Foxglove or Lichtblick: open the file, then import the layout {config}/foxglove.json\n"
         f"  RViz: ros2 bag play {file} --clock, and rviz2 -d {config}/navigator.rviz"
     )
@@ -150,7 +158,7 @@ def view(bag: BagArgument) -> None:
 @data_app.command("from-bag")
 def from_bag(
     bag: BagArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the shards.")],
+    output: Annotated[Path, typer.Option("--output", "-o", "--out", help="Folder for the shards.")],
     instruction: InstructionOption = None,
     labels: Annotated[
         LabelName, typer.Option(help="What odometry shows, or what the model had decided.")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nvila_ros.cli_options import JsonOption, print_json
+from nvila_ros.cli_options import JsonOption, print_json, writable_folder
 
 app = typer.Typer()
 
@@ -28,6 +28,8 @@ def compare(
     from nvila_ros.evaluation.compare import compare as run
     from nvila_ros.evaluation.compare import read_run
 
+    if report is not None:
+        writable_folder(report)
     runs = read_run(first), read_run(second)
     differences = run(*runs)
     if report is not None:

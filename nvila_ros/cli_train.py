@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from nvila_ros.training.stage_recipe import StageRecipe
 
 app = typer.Typer()
+
+SHOWN_COLUMNS = 80
 
 
 @app.command()
@@ -113,25 +116,34 @@ def show_recipes(recipes: list[StageRecipe], *, as_json: bool) -> None:
     if as_json:
         print_json({"stages": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{recipes[0].family}: ours / the paper's", show_lines=True)
-    for title in ("stage", "learns", "rates", "a step", "tokens", "length", "data"):
-        table.add_column(title, overflow="fold")
     for row in rows:
-        paper = row["paper"] or {}
-        cells = (
-            (row["learns"], paper.get("learns")),
-            (row["rates"], paper.get("learning_rate")),
-            (row["step"], f"{paper['global_batch']} samples" if paper else None),
-            (str(row["max_tokens"]), paper.get("max_length")),
-            (row["length"], None),
-            (row["data"], paper.get("data")),
-        )
-        joined = [ours if theirs is None else f"{ours}\n/ {theirs}" for ours, theirs in cells]
-        table.add_row(row["stage"], *joined)
-    Console().print(table)
+        typer.echo("\n".join(recipe_lines(row)) + "\n")
+
+
+def recipe_lines(row: dict) -> list[str]:
+    """One stage as a block that fits 80 columns; the paper's value below ours where both are."""
+    paper = row["paper"] or {}
+    global_batch = paper.get("global_batch")
+    entries = (
+        ("learns", row["learns"], paper.get("learns")),
+        ("rates", row["rates"], paper.get("learning_rate")),
+        ("a step", row["step"], global_batch and f"{global_batch} samples"),
+        ("tokens", f"at most {row['max_tokens']} packed", paper.get("max_length")),
+        ("length", row["length"], None),
+        ("data", row["data"], paper.get("data")),
+    )
+    lines = [*textwrap.wrap(f"{row['stage']}: {row['title']}", SHOWN_COLUMNS)]
+    for name, ours, theirs in entries:
+        lines += _wrapped(f"  {name:<8}", ours)
+        if theirs is not None:
+            lines += _wrapped("    paper ", str(theirs))
+    return lines
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, SHOWN_COLUMNS, initial_indent=start, subsequent_indent=" " * len(start)
+    )
 
 
 def recipe_row(recipe: StageRecipe) -> dict:

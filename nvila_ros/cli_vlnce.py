@@ -20,6 +20,7 @@ from nvila_ros.cli_options import (
     DeviceOption,
     ModelOption,
     print_json,
+    writable_folder,
 )
 from nvila_ros.errors import ConfigError
 
@@ -37,10 +38,10 @@ class Dataset(str, enum.Enum):
 def evaluate(
     dataset: Annotated[Dataset, typer.Argument(help="r2r-ce or rxr-ce.")],
     data: Annotated[Path, typer.Option(help="Folder that holds <split>/<split>.json.gz.")],
-    output: Annotated[Path, typer.Option(help="Where one file per episode goes.")],
+    output: Annotated[Path, typer.Option("--output", "--out", help="One file per episode.")],
     split: Annotated[str, typer.Option(help="val_unseen, val_seen, ...")] = "val_unseen",
     model: ModelOption = NANO_FOLDER,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     backend: BackendOption = BackendName.auto,
     endpoint: Annotated[
         str, typer.Option(help="Of habitat_server.py; worker n uses the port + n.")
@@ -55,6 +56,9 @@ def evaluate(
     from nvila_ros.evaluation.vlnce_run import write_summary
 
     episodes = load_vlnce(data, dataset.value.split("-")[0], split)
+    for folder in (output, report):
+        if folder is not None:
+            writable_folder(folder)
     if workers > 1:
         _run_workers(endpoint, workers)
     else:
@@ -78,8 +82,10 @@ def evaluate(
     summary = write_summary(episodes, output)
     if report is not None:
         from nvila_ros.evaluation.html_report_vlnce import write_vlnce_report
+        from nvila_ros.models.runtime_backend import usable_device
 
-        facts = {"title": f"{dataset.value} {split}", "model": str(model), "device": device}
+        place = str(usable_device(device))
+        facts = {"title": f"{dataset.value} {split}", "model": str(model), "device": place}
         sys.stderr.write(f"report: {write_vlnce_report(report, facts, episodes, output)}\n")
     print_json(_finite(summary))
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from nvila_ros.errors import ConfigError
 
 Config = TypeVar("Config")
+SUCCESS_RADIUS_M = 1.0  # geodesic, around an episode's goal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class EvaluationConfig:
     """What counts as success in a closed-loop episode, and when it is given up."""
 
     # STOP counts within this geodesic distance of the goal (metres), strictly.
-    success_radius_m: float = 1.0
+    success_radius_m: float = SUCCESS_RADIUS_M
     # Decisions (one primitive each) after which an episode fails.
     max_decisions: int = 200
     # Side of the rendered camera image (pixels).
@@ -93,36 +94,12 @@ def load(cls: type[Config], mapping: Mapping[str, Any], where: str = "") -> Conf
     return cls(**values)
 
 
-def load_yaml(cls: type[Config], path: str | Path) -> Config:
-    """Reads one dataclass from a YAML file, either plain or in the form of ROS parameter files."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}; give an existing YAML file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    return load(cls, _without_ros_wrapping(content if content is not None else {}), Path(path).name)
-
-
 def unknown_key_message(key: str, known: typing.Iterable[str]) -> str:
     """The one wording for a misspelt key, with the nearest known one."""
     names = sorted(known)
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     advice = f"did you mean '{nearest[0]}'?" if nearest else f"known keys are {', '.join(names)}"
     return f"unknown key '{key}'; {advice}"
-
-
-def _without_ros_wrapping(content: Any) -> Any:
-    """`/**: ros__parameters: {...}` -> `{...}`; anything else as it is."""
-    if isinstance(content, Mapping) and len(content) == 1:
-        inner = next(iter(content.values()))
-        if isinstance(inner, Mapping) and set(inner) == {"ros__parameters"}:
-            return inner["ros__parameters"]
-    return content
 
 
 def _convert(value: Any, hint: Any, name: str) -> Any:

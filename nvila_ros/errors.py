@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every error a user, a file or a robot can cause, by name, for all rooms of the flow."""
 
+from pathlib import Path
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
 
 class NvilaError(Exception):
     """Base of the package's errors: the message says what was got, what is expected, what to do."""
@@ -52,3 +56,13 @@ class KernelError(NvilaError):
 
 class ExportError(NvilaError):
     """A network cannot be written in another engine's form, or an engine file cannot be used."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that brings an extra of setup.py, for messages; there is no release to install.
+
+    Beside a sourced ROS `make setup` writes pins of its own, which keep ROS's numpy.
+    """
+    beside_ros = ".venv/constraints.txt"
+    pins = beside_ros if (_REPOSITORY / beside_ros).is_file() else "constraints.txt"
+    return f"in the repository's folder run: .venv/bin/pip install -c {pins} -e '.[{extra}]'"

@@ -139,7 +139,10 @@ class Navigator(EpisodeSteps):
             if not self._is_active:
                 raise NvilaError("the node is not active; activate it first")
             if self._instruction is not None and not self.config.preempt:
-                raise NvilaError("another one is running; call ~/cancel first, or set preempt")
+                raise NvilaError(
+                    f"another instruction is running, {self._instruction!r}; call ~/cancel first, "
+                    "or set preempt"
+                )
             policy = self._worker.policy
             if policy is not None:
                 policy.reset(text)  # raises InstructionError before anything was changed

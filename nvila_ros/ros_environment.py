@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from nvila_ros.errors import SystemLibraryError
 from nvila_ros.patience import PATIENT_THREADS
 
 # Fresh pages for every image cost 2 ms at 640x480: let malloc keep big blocks.
@@ -15,6 +17,15 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": st
 # A robot that listens to the whole network is a risk; SUBNET opens it (Humble knows neither).
 _DISCOVERY_RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 _PROFILE_NAMES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+def require_rclpy() -> None:
+    """SystemLibraryError, which says how to get it, where there is no rclpy."""
+    if importlib.util.find_spec("rclpy") is None:
+        raise SystemLibraryError(
+            "rclpy, ROS 2's Python library, was not found; run `make setup` for pip's wheels, or "
+            "source a ROS 2 installation: . /opt/ros/jazzy/setup.bash"
+        )
 
 
 def share_folder() -> Path:

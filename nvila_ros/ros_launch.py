@@ -13,9 +13,13 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.ros_environment import added_environment, share_folder
 
 Given = Callable[[str], str]
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True} | dict.fromkeys(
+    ("false", "no", "off", "0"), False
+)
 
 
 def declared(rows: Iterable[tuple[str, str, str]]) -> list[DeclareLaunchArgument]:
@@ -29,6 +33,20 @@ def declared(rows: Iterable[tuple[str, str, str]]) -> list[DeclareLaunchArgument
 def reader(context: LaunchContext) -> Given:
     """Name of an argument -> its text, once the arguments are known."""
     return lambda name: LaunchConfiguration(name).perform(context)
+
+
+def given_bool(given: Given, name: str) -> bool:
+    """An argument that is true or false, in any spelling of YAML's; ConfigError for another."""
+    text = given(name)
+    if text.strip().lower() not in BOOLEANS:
+        raise ConfigError(f"{name}:={text} is neither true nor false; give {name}:=true or :=false")
+    return BOOLEANS[text.strip().lower()]
+
+
+def given_stamped(given: Given) -> dict[str, bool]:
+    """The parameter enable_stamped_cmd_vel where it was given; both ends of cmd_vel need it."""
+    name = "enable_stamped_cmd_vel"
+    return {name: given_bool(given, name)} if given(name) else {}
 
 
 def own_node(

@@ -65,25 +65,3 @@ def test_mistakes_are_named(mapping, message):
 def test_values_that_make_no_sense_are_refused(mapping):
     with pytest.raises(ConfigError):
         config.load(HistoryConfig, mapping)
-
-
-@pytest.mark.parametrize(
-    "text", ["num_frames: 4\n", "/**:\n  ros__parameters:\n    num_frames: 4\n"]
-)
-def test_yaml_in_plain_and_in_ros_form(tmp_path, text):
-    path = tmp_path / "history.yaml"
-    path.write_text(text)
-    assert config.load_yaml(HistoryConfig, path).num_frames == 4
-
-
-@pytest.mark.parametrize("text", ["- 1\n", "a: [\n", "num_frame: 4\n"])
-def test_broken_yaml_names_the_file(tmp_path, text):
-    path = tmp_path / "history.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"history\.yaml"):
-        config.load_yaml(HistoryConfig, path)
-
-
-def test_missing_file_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read"):
-        config.load_yaml(HistoryConfig, tmp_path / "absent.yaml")

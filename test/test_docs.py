@@ -11,15 +11,21 @@ import typer
 import yaml
 
 from nvila_ros.cli import app
+from nvila_ros.evaluation.typed_goal import with_instruction
 from nvila_ros.navigator_config import NavigatorConfig
+from nvila_ros.nodes.demo import DEFAULT_SEED
+from nvila_ros.sim.episodes import episode_from_seed
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), *(path for path in ROOT.glob("*.md"))])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), ROOT / "models/nano/README.md"])
 GENERATED = {"benchmarks/figures.md"}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 COMMAND = typer.main.get_command(app)
+SEED = re.compile(r"(?:SEED=|--seed |seed:=)(\d+)")
+SENTENCE = re.compile(r"(?:INSTRUCTION=|--instruction )\"([^\"]+)\"|data: '([^']+)'")
+GAZEBO_SEED = 900_000  # the apartment that tools/make_gazebo_world.py writes
 
 
 def name_of(path):
@@ -113,6 +119,79 @@ def test_launch_files_and_their_arguments_exist(path):
             known = launch_arguments(file) | shared
             for argument in re.findall(r"(\w+):=", rest):
                 assert argument in known, f"{line}: no argument {argument}"
+
+
+def code_blocks(text):
+    """Each stretch of code with the lines that stand together in it; inline code is one line."""
+    text = text.replace("\\\n", " ")
+    blocks = [block.split("\n", 1)[1] for block in FENCE.findall(text)]
+    rest = FENCE.sub("", text)
+    indented = re.findall(r"(?:^(?:    |\t).+\n?)+", rest, re.MULTILINE)
+    return blocks + indented + re.findall(r"`([^`\n]+)`", rest)
+
+
+def sentences_with_seeds(text):
+    """Sentences that a page has a simulated robot follow, each with its apartment's seed."""
+    for block in code_blocks(text):
+        seed = GAZEBO_SEED if "gazebo.launch.py" in block else None
+        for line in block.splitlines():
+            named = SEED.search(line)
+            seed = int(named.group(1)) if named else seed
+            sentence = SENTENCE.search(line)
+            if sentence is None or "nvila record" in line:
+                continue
+            if re.search(r"make demo|nvila demo", line):
+                yield sentence.group(1), int(named.group(1)) if named else DEFAULT_SEED
+            elif seed is not None:
+                yield sentence.group(2), seed
+
+
+def test_sentences_and_their_apartments_are_found():
+    page = 'Or `make demo INSTRUCTION="Stop."`.\n\n'
+    page += "    ros2 launch x seed:=7\n    pub \"{data: 'Go.'}\"\n"
+    assert set(sentences_with_seeds(page)) == {("Stop.", DEFAULT_SEED), ("Go.", 7)}
+    assert not list(sentences_with_seeds("```bash\npub \"{data: 'Go.'}\"\n```"))  # a real robot
+
+
+def test_every_sentence_for_the_simulator_names_something_in_its_apartment():
+    found = {each for path in PAGES for each in sentences_with_seeds(path.read_text("utf-8"))}
+    assert len(found) >= 2
+    for sentence, seed in found:
+        named = with_instruction(episode_from_seed(seed), sentence)[1]
+        assert named, f"{sentence!r}: apartment {seed} has no such thing, or several"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_real_robots_launch_names_its_model_and_does_not_drive_by_itself(path):
+    for block in code_blocks(path.read_text(encoding="utf-8")):
+        for line in block.splitlines():
+            if re.search(r"ros2 launch nvila_ros navigate\.launch\.py(?!.*--show-args)", line):
+                assert "model_path:=" in line, f"{line}: would load the shipped model"
+                assert "execute:=false" in line, f"{line}: would drive at once"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_are_found_where_pages_say(path):
+    """`make` alone prints help; tools of .venv are not on the PATH; nothing is on an index yet."""
+    for line in code_of(path.read_text(encoding="utf-8")):
+        assert line.strip() != "make", "`make` alone only prints help: say `make setup`"
+        assert not re.match(r"\s*(pytest|mkdocs|ruff|hf)\s", line), f"{line}: .venv/bin/..."
+        assert "nvila_ros[" not in line, f"{line}: there is no release: -e '.[extra]'"
+        for target in re.findall(r"(?:^|\s)make ([a-z][a-z-]*)", line):
+            assert target in make_targets(), f"{line}: make has no target {target}"
+
+
+def make_targets():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
+
+
+def test_make_lists_its_targets_and_none_is_taken_for_a_file():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE).group(1)
+    assert set(phony.split()) == make_targets()
+    told = " ".join(re.findall(r'^\t@echo "make ([a-z| -]+)', text, re.MULTILINE))
+    assert set(re.split(r"[ |]+", told.strip())) >= make_targets() - {"help", "demo-setup"}
 
 
 @pytest.mark.parametrize("name", ["troubleshooting.md", "robot.md"])

@@ -181,6 +181,14 @@ def test_a_new_instruction_stops_first(bench):
     assert robot.velocities[-1].is_zero() and robot.status.episode == 2
 
 
+def test_a_second_instruction_that_is_refused_hears_which_one_runs(bench):
+    robot = bench(*[FORWARD] * 5, preempt=False)
+    robot.navigator.instruct("Go to the sofa.", robot.now_s)
+    with pytest.raises(NvilaError, match=r"another instruction is running, 'Go to the sofa"):
+        robot.navigator.instruct("Go elsewhere.", robot.now_s)
+    assert robot.status.episode == 1
+
+
 @pytest.mark.parametrize("sensor", ["images", "odometry"])
 def test_silence_stops_in_time_and_ends_the_episode_when_it_lasts(bench, sensor):
     robot = bench(*[FORWARD] * 9, patience_s=3.0)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes .venv with the pinned packages, and says what else the machine lacks; `make` calls it.
 
-Standard library only. A second run compares one hash and returns at once.
+Standard library only. A second run compares one hash and returns at once. `--for demo` leaves out
+what the demo does not need; a .venv that holds everything serves the demo too.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ INSTALLED_GLOBS = (
     "launch/*",
     "libexec/*",
 )
+# Extras of setup.py, the smaller set first; the larger one holds it, and ROS comes apart from them.
+EXTRAS = {
+    "demo": "dashboard",
+    "everything": "test,train,scale,dashboard,record,export,tensorrt-rtx,habitat",
+}
 GRAPHICS_PACKAGES = "libegl1 libopengl0 libgl1 libgl1-mesa-dri"
 APT_REFRESHED = False
 
@@ -121,6 +127,19 @@ def setup_hash(python: str, ros: str | None) -> str:
     return digest.hexdigest()
 
 
+def installed_set(wanted_hash: str | None = None) -> str | None:
+    """Which of EXTRAS .venv holds, by its stamp; None without one, or where its hash is another."""
+    words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
+    if not words or wanted_hash not in (None, words[0]):
+        return None
+    return words[1] if len(words) > 1 and words[1] in EXTRAS else "everything"
+
+
+def larger_set(one: str, other: str | None) -> str:
+    """Of two of EXTRAS the one that holds the other: what is installed is never thinned out."""
+    return max(one, other or one, key=list(EXTRAS).index)
+
+
 def make_venv(python: str, ros: str | None) -> None:
     """A fresh .venv, unless one of the right kind is there already."""
     settings = VENV / "pyvenv.cfg"
@@ -153,17 +172,17 @@ def pins_beside_ros() -> str:
     return "\n".join([line for line in kept if package(line) not in replaced] + replacing) + "\n"
 
 
-def install_packages(ros: str | None) -> None:
-    """The package itself, editable, with its pinned dependencies."""
+def install_packages(ros: str | None, purpose: str) -> None:
+    """The package itself, editable, with its pinned dependencies and one set of EXTRAS."""
     pins = PINS
-    extras = "ros,test,train,scale,dashboard,record,export,tensorrt-rtx,habitat"
+    extras = f"ros,{EXTRAS[purpose]}"
     if ros:
-        extras = "test,train,scale,dashboard,record,export,tensorrt-rtx,habitat"
+        extras = EXTRAS[purpose]
         pins = VENV / "constraints.txt"
         pins.write_text(pins_beside_ros(), encoding="utf-8")
     elif platform.machine() != "x86_64":
         say("ROS 2 comes as pip wheels for x86_64 only: source a ROS 2 to have the nodes here")
-    say("installing packages (a few minutes the first time)")
+    say(f"installing packages for {purpose} (a few minutes the first time)")
     pip = [str(VENV / "bin/python"), "-m", "pip", "install", "-qq", "--no-input"]
     run([*pip, "-c", str(pins), "--editable", f".[{extras}]"], "installing packages")
 
@@ -180,9 +199,8 @@ def link_shared_files() -> None:
     for pattern, place in places.items():
         folder = VENV / place
         folder.mkdir(parents=True, exist_ok=True)
-        for source in filter(
-            Path.is_file, ROOT.glob(pattern)
-        ):  # ros2 launch enters no linked folder
+        files = filter(Path.is_file, ROOT.glob(pattern))  # ros2 launch enters no linked folder
+        for source in files:
             link = folder / source.name
             link.unlink(missing_ok=True)
             link.symlink_to(source)
@@ -208,19 +226,21 @@ def main() -> int:
     """Set everything up, or say in one line what is missing."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--force", action="store_true", help="install again even if unchanged")
+    arguments.add_argument("--for", dest="purpose", choices=EXTRAS, default="everything")
     options = arguments.parse_args()
     try:
         python = find_python()
         ros = find_sourced_ros(python)
         wanted = setup_hash(python, ros)
-        found = STAMP.read_text(encoding="utf-8") if STAMP.is_file() else ""
-        if found == wanted and not options.force:
+        found = installed_set(wanted)
+        if found and larger_set(options.purpose, found) == found and not options.force:
             return 0
         ensure_graphics()
         make_venv(python, ros)
-        install_packages(ros)
+        purpose = larger_set(options.purpose, installed_set())
+        install_packages(ros, purpose)
         link_shared_files()
-        STAMP.write_text(wanted, encoding="utf-8")
+        STAMP.write_text(f"{wanted} {purpose}\n", encoding="utf-8")
         say("ready")
     except SetupError as error:
         print(f"[setup] {error}", file=sys.stderr)

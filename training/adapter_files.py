@@ -7,7 +7,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from torch import Tensor, nn
 from nvila_ros.config import load
 from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.convert import convert
-from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.adapters import AdaptConfig, learned_tensors
+from nvila_ros.training.sharded import whole
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -33,7 +32,7 @@ def save_adapter(
     """
     folder = Path(folder)
     learned = learned_tensors(model).items()
-    tensors = {name: _whole(value).float().cpu().contiguous() for name, value in learned}
+    tensors = {name: whole(value).float().cpu().contiguous() for name, value in learned}
     if not writes:
         return
     content = {"format": FORMAT, "adapt": dataclasses.asdict(config)}
@@ -50,28 +49,6 @@ def save_adapter(
             f"{folder} cannot be written ({error}); make room or choose another place; an earlier "
             "adapter there is as it was"
         ) from None
-
-
-def load_adapter(folder: Path | str, model: nn.Module) -> None:
-    """Reads what `save_adapter` wrote into a model that was adapted the same way."""
-    tensors = read_adapter(folder)[1]
-    own = learned_tensors(model)
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        wrong = f"lacks {missing[0]}" if missing else f"has {unexpected[0]}, which does not learn"
-        raise CheckpointError(
-            f"{folder} {wrong} ({len(missing)} missing, {len(unexpected)} too many); adapt the "
-            f"model as {CONFIG_FILE} says before loading"
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, the model has "
-                f"{tuple(own[name].shape)}; it was made for a model of another size"
-            )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
 
 
 def read_adapter(folder: Path | str) -> tuple[AdaptConfig, dict[str, Tensor]]:
@@ -129,24 +106,6 @@ def merge(adapter: Path | str, source: Path | str, target: Path | str) -> Path:
     return convert(source, target, changed=changed, check=check)
 
 
-def merge_into(model: Nvila) -> Nvila:
-    """The same in memory: every LoRA layer becomes its plain linear again; float layers only."""
-    from peft.tuners.lora import LoraLayer
-
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLayer):
-            base = layer.get_base_layer()
-            if type(base) is not nn.Linear:
-                raise ConfigError(
-                    f"{name} is held in NF4; save the adapter and merge it into the checkpoint "
-                    "that training started from (nvila merge)"
-                )
-            layer.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, base)
-    return model
-
-
 def _fitting(value: Tensor, tensor: Tensor, key: str, adapter: Path | str) -> Tensor:
     if value.shape != tensor.shape:
         raise CheckpointError(
@@ -154,8 +113,3 @@ def _fitting(value: Tensor, tensor: Tensor, key: str, adapter: Path | str) -> Te
             f"{tuple(tensor.shape)}; the adapter was made for a model of another size"
         )
     return value
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor that is sharded over ranks, gathered; every rank has to come here."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, install_hint
 from nvila_ros.models.nvila import Nvila
 
 ADAPTER_NAME = "default"  # peft's name of the one adapter that a module has
@@ -139,8 +139,7 @@ def quantize_nf4(model: Nvila, device: torch.device) -> None:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError as error:
         raise ConfigError(
-            f"llm: qlora needs bitsandbytes ({error}); install the extra 'qlora' "
-            "(pip install 'nvila_ros[qlora]') or choose llm: lora"
+            f"llm: qlora needs bitsandbytes ({error}); choose llm: lora, or {install_hint('qlora')}"
         ) from error
     computed = torch.float32 if device.type == "cpu" else torch.bfloat16
     for name in target_names(model, "llm"):
@@ -172,9 +171,7 @@ def _inject(module: nn.Module, config: AdaptConfig, names: list[str]) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError(
-            f"LoRA needs peft ({error}); install the extra 'train' (pip install 'nvila_ros[train]')"
-        ) from error
+        raise ConfigError(f"LoRA needs peft ({error}); {install_hint('train')}") from error
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]

@@ -29,7 +29,9 @@ class Batch:
     lengths: Tensor  # (B,) int64 length of each prompt
     target: Tensor  # (B, 10) float32 distribution over the actions
     taught: Tensor  # (B,) int64 the action whose sentence is shown
-    geometry: Tensor  # (B, 3) float32 sin, cos of the aim's bearing; log1p of the distance
+    # (B, 6) float32: sin, cos of the aim's bearing, log1p of the distance; then 1 where what comes
+    # next is in view, sin, cos of its bearing, or zeros (`DecisionLabels.targets`).
+    geometry: Tensor
     clause: Tensor  # (B,) int64
     weight: Tensor  # (B,) float32
     view_ids: Tensor  # (V, M) int64 expanded ids of the conversations
@@ -54,7 +56,7 @@ class BatchMaker:
         recipe: NanoRecipe,
         device: torch.device,
         num_patches: int,
-    ):
+    ) -> None:
         self.replay, self.sequences, self.recipe, self.device = replay, sequences, recipe, device
         self.num_patches = num_patches
         self.apartments: set[int] = set()  # seeds of what the last batch was made from

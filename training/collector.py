@@ -40,7 +40,7 @@ class Collector:
         replay: Replay,
         student: Student,
         settings_now: Callable[[], FleetSettings],
-    ):
+    ) -> None:
         self.pool, self.replay, self.student = pool, replay, student
         self.settings_now = settings_now
         self.rounds: dict[int, _Round] = {}

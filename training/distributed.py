@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.errors import ConfigError, TrainingError
+from nvila_ros.errors import ConfigError, TrainingError, install_hint
 from nvila_ros.training.fp8 import PrecisionConfig
 from nvila_ros.training.stage_recipe import StageRecipe
 
@@ -98,8 +98,7 @@ def start_ranks(recipe: StageRecipe, *, use_cpu: bool = False) -> Ranks:
         from accelerate.utils import GradientAccumulationPlugin
     except ImportError as error:
         raise ConfigError(
-            f"training needs accelerate ({error}); "
-            "install the extra 'train' (pip install 'nvila_ros[train]')"
+            f"training needs accelerate ({error}); {install_hint('train')}"
         ) from error
     kind, count = asked_kind(), int(os.environ.get("WORLD_SIZE", "1"))
     sequences = recipe.batch.sequences
@@ -185,16 +184,6 @@ def _shard_on_cpu(accelerator: Accelerator, plugin) -> None:
     for state in (accelerator.state._shared_state, PartialState._shared_state):
         state["distributed_type"] = DistributedType.FSDP
     accelerator.state._shared_state["fsdp_plugin"] = plugin
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's share of a sharded tensor, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered; every rank has to ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def unwrapped(ranks: Ranks, module: nn.Module) -> nn.Module:

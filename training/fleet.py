@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from nvila_ros.config import SUCCESS_RADIUS_M
 from nvila_ros.restraint import Restraint
 from nvila_ros.sim import motion
 from nvila_ros.sim.appearance import Appearance
 from nvila_ros.sim.episodes import Episode, generate_batch
 from nvila_ros.sim.grid import OccupancyGrid
 from nvila_ros.sim.layout import generate_scene
+from nvila_ros.sim.motion import STOP
 from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.renderer import Renderer
 from nvila_ros.sim.scene import Scene
@@ -40,8 +42,6 @@ from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.view_labels import LandmarkTable
 from nvila_ros.training.vocabulary import NetworkShape
 
-STOP = 0
-SUCCESS_RADIUS_M = 1.0
 ORACLE, STUDENT, EXAM = 0, 1, 2
 
 
@@ -72,7 +72,7 @@ class Fleet:
 
     def __init__(
         self, seed: int, settings: FleetSettings, frames: np.ndarray, sequences: SequenceBuilder
-    ):
+    ) -> None:
         """`frames` (K, max_frames, S, S, 3) uint8 is filled in place as robots move."""
         self.seed, self.settings, self.sequences = seed, settings, sequences
         self.frames = frames
@@ -162,21 +162,20 @@ class Fleet:
             aim = np.where(looks, sides * SEARCH_TURN_RAD, aim)
         way = np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1)
         sightings = self.teacher.sightings(robots, clause, self.num_frames[robots] - 1)
-        labels = DecisionLabels(
+        first_frame = self.num_sent[robots].copy()
+        self.num_sent[robots] = self.num_frames[robots]
+        return DecisionLabels(
             robots=robots,
-            first_frame=self.num_sent[robots].copy(),
+            first_frame=first_frame,
             last_frame=self.num_frames[robots] - 1,
             costs=costs,
             targets=np.concatenate([way, sightings], 1).astype(np.float32),
+            distance_m=distance,
             clause=clause,
             shown=shown,
             allowed=self._allowed(robots),
             views=views,
         )
-        self.num_sent[robots] = self.num_frames[robots]
-        self._best = costs.argmin(1)
-        self._distance = distance
-        return labels
 
     def _allowed(self, robots: np.ndarray) -> np.ndarray:
         """(n, 10) bool: what the restraint offers; the oracle is not restrained."""
@@ -220,22 +219,20 @@ class Fleet:
         inside = [room for room in self.scene.rooms if room.contains(pose[0], pose[1])]
         return inside[0].kind if inside else "apartment"
 
-    def advance(self, student_actions: np.ndarray | None) -> None:
+    def advance(self, labels: DecisionLabels, student_actions: np.ndarray | None) -> None:
         """Moves every active robot by its driver's action and draws the frames on the way.
 
-        `student_actions` (n,) int64 for the active robots in the order of the last labels, or None
-        when no robot asks the student.
+        `labels` are the last ones; `student_actions` (n,) int64 in their order, or None when no
+        robot asks the student.
         """
-        robots = np.flatnonzero(self.active)
-        best, driver = self._best, self.driver[robots]
+        robots, distance_m = labels.robots, labels.distance_m
+        best, driver = labels.costs.argmin(1), self.driver[robots]
         actions = best.copy()
-        random_turn = self.rng.random(len(robots)) < self.noise[robots]
+        is_random = self.rng.random(len(robots)) < self.noise[robots]
         random_action = self.rng.integers(1, 10, len(robots))
-        actions = np.where(
-            (driver == ORACLE) & random_turn & (best != STOP), random_action, actions
-        )
+        actions = np.where((driver == ORACLE) & is_random & (best != STOP), random_action, actions)
         if student_actions is not None:
-            wrong_stop = (student_actions == STOP) & (self._distance > SUCCESS_RADIUS_M / 2)
+            wrong_stop = (student_actions == STOP) & (distance_m > SUCCESS_RADIUS_M / 2)
             self.stopped_wrongly[robots] |= wrong_stop & (driver != ORACLE)
             obeyed = np.where(wrong_stop, best, student_actions)
             actions = np.where(driver == STUDENT, obeyed, actions)
@@ -244,10 +241,10 @@ class Fleet:
             self.restraints[robot].tried(int(action), *self.poses[robot].tolist())
         self.num_decisions[robots] += 1
         stopped = actions == STOP
-        self.success[robots[stopped]] = self._distance[stopped] < SUCCESS_RADIUS_M
+        self.success[robots[stopped]] = distance_m[stopped] < SUCCESS_RADIUS_M
         self.active[robots[stopped]] = False
         self._move(robots[~stopped], actions[~stopped])
-        self._give_up(robots, self._distance)
+        self._give_up(robots, distance_m)
 
     def _move(self, robots: np.ndarray, actions: np.ndarray) -> None:
         if not len(robots):

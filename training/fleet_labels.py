@@ -31,6 +31,7 @@ class DecisionLabels:
     # (n, 6) float32: sin, cos of the bearing of the path, log1p of the distance to the goal; then 1
     # where the next door or the goal is in the current frame, sin, cos of its bearing, or zeros.
     targets: np.ndarray
+    distance_m: np.ndarray  # (n,) float64 along the way to the goal, capped at 50
     clause: np.ndarray  # (n,) int64 index of the instruction's clause under way
     shown: np.ndarray  # (n, 8) int64 frame indices that the decision shows, -1 for black
     allowed: np.ndarray  # (n, 10) bool actions that the restraint offers

@@ -90,7 +90,7 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
                     labels = fleet.labels()
                     asks = bool((fleet.driver[labels.robots] != ORACLE).any())
                     connection.send(Step(labels, asks))
-                    fleet.advance(connection.recv() if asks else None)
+                    fleet.advance(labels, connection.recv() if asks else None)
                 connection.send(Finished(fleet.success, fleet.driver, fleet.num_decisions))
                 settings = connection.recv()  # acknowledges; may change the student's share
                 fleet.begin_round(settings)
@@ -106,7 +106,9 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
 class FleetPool:
     """Starts the workers and hands on their messages."""
 
-    def __init__(self, num_workers: int, settings, first_seed: int, seeds_per_worker: int = 20_000):
+    def __init__(
+        self, num_workers: int, settings, first_seed: int, seeds_per_worker: int = 20_000
+    ) -> None:
         self.settings = settings
         context = get_context("spawn")
         self.memories, self.frames, self.connections, self.processes = [], [], [], []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, install_hint
 from nvila_ros.models.nvila import Nvila
 
 FLOAT8_MULTIPLE = 128  # tokens of a batch are padded to it (the paper's pad_to_multiple_of)
@@ -77,7 +77,7 @@ def to_float8(model: Nvila, precision: PrecisionConfig) -> list[str]:
     except ImportError as error:
         raise ConfigError(
             f"precision {precision.compute!r} needs torchao ({error}); "
-            "install the extra 'train' (pip install 'nvila_ros[train]') or choose 'bfloat16'"
+            f"choose 'bfloat16', or {install_hint('train')}"
         ) from error
     _check_device(model.device)
     recipe = Float8LinearConfig.from_recipe_name(TORCHAO_RECIPES[precision.compute])

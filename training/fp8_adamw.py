@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.training.sharded import local
 
 BLOCK = 256  # neighbours that share a scale
 MIN_NUMEL = 4096  # smaller tensors (norms, biases) keep float32 moments
@@ -68,7 +69,7 @@ class Float8AdamW(torch.optim.Optimizer):
     def _update(
         self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], number: int
     ) -> None:
-        weight, gradient = _local(parameter.detach()), _local(gradient)
+        weight, gradient = local(parameter.detach()), local(gradient)
         if weight.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(
                 f"a parameter is {weight.dtype}; AdamW with float8 states expects float32 or "
@@ -84,7 +85,7 @@ class Float8AdamW(torch.optim.Optimizer):
         update = _update_plain
         if "first_scale" in state:
             update = _kernel_for(weight) or update_blocks
-        moments = {key: _local(value) for key, value in state.items() if key != "step"}
+        moments = {key: local(value) for key, value in state.items() if key != "step"}
         factors = step_factors(group, state["step"])
         update(weight, gradient.contiguous(), moments, factors, random_seed(state["step"], number))
 
@@ -96,7 +97,7 @@ class Float8AdamW(torch.optim.Optimizer):
         own = [each for group in self.param_groups for each in group["params"]]
         for saved_id, parameter in zip(saved_ids, own, strict=True):
             if saved_id in stored:
-                device = _local(parameter).device
+                device = local(parameter).device
                 self.state[parameter] = {
                     key: value.to(device, copy=True) if isinstance(value, Tensor) else value
                     for key, value in stored[saved_id].items()
@@ -112,7 +113,7 @@ def new_moments(weight: Tensor) -> dict[str, Tensor]:
     if numel < MIN_NUMEL:
         zeros = torch.zeros_like(weight, dtype=torch.float32)
         return {"first": zeros, "root": zeros.clone()}
-    blocks, device = -(-numel // BLOCK), _local(weight).device
+    blocks, device = -(-numel // BLOCK), local(weight).device
     codes = torch.zeros(blocks, BLOCK, dtype=torch.uint8, device=device).view(FLOAT8)
     scales = torch.zeros(blocks, dtype=torch.float32, device=device)
     return {
@@ -245,11 +246,6 @@ def _kernel_for(weight: Tensor) -> Callable | None:
     return update
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a sharded tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def _fullest_share(tensor: Tensor) -> int:
     """Numbers that the rank with the most of a sharded tensor holds."""
     shape = list(tensor.shape)
@@ -259,15 +255,15 @@ def _fullest_share(tensor: Tensor) -> int:
     return math.prod(shape)
 
 
-def _sharded_like(weight: Any, local: Tensor) -> Tensor:
+def _sharded_like(weight: Any, share: Tensor) -> Tensor:
     """What this rank holds of a tensor that is spread over the ranks as the weight is."""
     placements, _ = _sharding(weight)
     if not placements:
-        return local
+        return share
     from torch.distributed.tensor import DTensor, Shard
 
     spread = [Shard(0) if placement.is_shard() else placement for placement in placements]
-    return DTensor.from_local(local, weight.device_mesh, spread, run_check=False)
+    return DTensor.from_local(share, weight.device_mesh, spread, run_check=False)
 
 
 def _sharding(tensor: Any) -> tuple[tuple[Any, ...], tuple[int, ...]]:

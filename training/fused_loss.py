@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, install_hint
 
 IGNORED = -100  # the label of a row that is not learned
 
@@ -73,8 +73,8 @@ def chosen_implementation(config: LossConfig, device: torch.device) -> str:
     if config.implementation == "liger" and not can_run:
         found = f"the loss is on {device.type}" if is_installed else "liger-kernel is not installed"
         raise ConfigError(
-            f"loss implementation is 'liger' but {found}; it needs a CUDA device and the extra "
-            "'train-gpu' (pip install 'nvila_ros[train-gpu]'), or choose 'auto'"
+            f"loss implementation is 'liger' but {found}; it needs a CUDA device and "
+            f"liger-kernel: choose 'auto', or {install_hint('train-gpu')}"
         )
     if config.implementation == "auto":
         return "liger" if can_run else "chunked"

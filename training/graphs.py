@@ -23,7 +23,7 @@ class Captured:
     partial sums. Kernels keep the priority of that stream (below 0 is urgent) wherever they run.
     """
 
-    def __init__(self, function: Callable[..., Any], enabled: bool, priority: int = 0):
+    def __init__(self, function: Callable[..., Any], enabled: bool, priority: int = 0) -> None:
         self.function, self.enabled = function, enabled
         self._stream = torch.cuda.Stream(priority=priority) if enabled else None
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -36,7 +36,9 @@ SWITCH_INTERVAL_S = 5e-4  # between the trainer's thread and the collector's
 class NanoTrainer:
     """Owns the model and the replay: one thread steps, the collector's fills the replay."""
 
-    def __init__(self, recipe: NanoRecipe, model: Nvila, sequences: SequenceBuilder, out: Path):
+    def __init__(
+        self, recipe: NanoRecipe, model: Nvila, sequences: SequenceBuilder, out: Path
+    ) -> None:
         self.recipe, self.model, self.sequences, self.out = recipe, model, sequences, out
         self.device = model.device
         torch.manual_seed(recipe.seed)
@@ -88,11 +90,12 @@ class NanoTrainer:
             print(f"ready after {self.ready_s - self.started_s:.1f} s", flush=True)
             self.collector.start()
             self._train()
+            self.save()  # before anything that may hang: these are the weights of the last rate
+            print("saved", flush=True)
         finally:
             self.collector.stop()
             pool.close()
         self.log(self.stage(), 1.0)
-        self.save()
 
     def prepare(self) -> None:
         """Compiles and records the step and the student on empty batches; no weight changes."""

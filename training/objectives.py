@@ -20,7 +20,7 @@ MAX_CLAUSES = 8
 class AnswerTable(nn.Module):
     """The ten answers as tokens, and which of them still agree with which after each token."""
 
-    def __init__(self, answers: list[list[int]], pad_id: int):
+    def __init__(self, answers: list[list[int]], pad_id: int) -> None:
         """`answers` are token ids, the end token included, in the canonical action order."""
         super().__init__()
         self.ids: Tensor
@@ -64,7 +64,7 @@ class AnswerTable(nn.Module):
 class TrainingHeads(nn.Module):
     """Linear heads that exist only while training: dense view labels and the route's geometry."""
 
-    def __init__(self, model: Nvila):
+    def __init__(self, model: Nvila) -> None:
         super().__init__()
         vision, language = model.config.vision.hidden_size, model.config.language.hidden_size
         self.norm = nn.LayerNorm(vision)
@@ -104,7 +104,7 @@ class TrainingHeads(nn.Module):
 class Objective:
     """The losses of one micro-batch; compiled as functions on a GPU."""
 
-    def __init__(self, model, heads, answers, sequences, recipe, ring):
+    def __init__(self, model, heads, answers, sequences, recipe, ring) -> None:
         self.model, self.heads, self.answers = model, heads, answers
         self.recipe, self.ring = recipe, ring
         device = model.device

@@ -17,6 +17,7 @@ NO_MATRIX = (
     "category",
     "colour",
     "geometry",
+    "sighting",
     "clause",
 )
 

@@ -11,7 +11,7 @@ from nvila_ros.sim.episodes import Episode
 class PathProgress:
     """Where along its episode's path a robot is, and which clause of the instruction that is."""
 
-    def __init__(self, episode: Episode):
+    def __init__(self, episode: Episode) -> None:
         path = np.asarray(episode.path, float)
         lengths = np.r_[0.0, np.cumsum(np.hypot(*np.diff(path, axis=0).T))]
         self.arc_m = np.linspace(0.0, lengths[-1], max(2, int(lengths[-1] / 0.1)))

@@ -36,7 +36,7 @@ class FrameRing:
 
     def __init__(
         self, capacity: int, size_px: int, device: torch.device, feature_shape: tuple[int, int]
-    ):
+    ) -> None:
         self.capacity = capacity
         self.margin = min(8192, capacity // 4)  # frames that may be overwritten while they are used
         self.pixels = torch.zeros((capacity, size_px, size_px, 3), dtype=torch.uint8, device=device)
@@ -121,7 +121,7 @@ class ViewRecord:
 class Replay:
     """Finished episodes and views whose frames the ring still holds."""
 
-    def __init__(self, ring: FrameRing):
+    def __init__(self, ring: FrameRing) -> None:
         self.ring = ring
         self.episodes: deque[EpisodeRecord] = deque()
         self.views: deque[ViewRecord] = deque()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nvila_ros.errors import ConfigError, NvilaError
+from nvila_ros.errors import ConfigError, NvilaError, install_hint
 from nvila_ros.training.scale import PENDING_PER_WORKER, Job, ScaleSettings, Unit, _do
 
 LOGGER = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def connect(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise ConfigError(
-            f"--ray needs the library ray ({error}); pip install 'nvila_ros[scale]'"
+            f"--ray needs the library ray ({error}); {install_hint('scale')}"
         ) from None
     if not ray.is_initialized():
         _check_reachable(address)

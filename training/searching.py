@@ -4,14 +4,17 @@
 The planner knows where every door and goal is. A label that turns a robot to a thing which none of
 its frames shows asks the model for what it cannot know, and it learns to turn left and right in
 turn (models/nano/README.md, "What limits it"). Where the frames of a decision do not show the next
-door or the goal, and the planner would turn or stop, this teacher turns to the open side of the
-room and keeps to that side. A turn that the instruction names is known without looking.
+door or the goal, and the planner would turn or stop, this teacher turns on where it stands: to the
+side to which it is turning already, or was just told to turn, else to the open side of the room. It
+keeps to that side until the picture before it shows the thing, and knows it from then on while it
+stands there. A turn that the instruction names is known without looking.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,10 +25,23 @@ from nvila_ros.sim.sight import Sight
 
 MIN_SHARE = 0.003  # of the picture for a thing to count as seen, as in labelled views
 AT_DOOR_M = 1.0  # too near for its frame to be in the picture
-MAX_SEARCHES = 10  # decisions: more than one turn around; then the planner's word counts
+MAX_SEARCHES = 7  # turns of 45 degrees on one spot: with what is in view at first, a turn around
+SPOT_M = 0.10  # nearer than this is the same spot
+LEAST_GUESS_RAD = math.radians(20)  # a smaller turn corrects a motion; it is no guess at a side
 SEARCH_TURN_RAD = math.radians(45)
 OTHERWISE_COST = 6.0  # of motions that do not turn to the side, in units as the planner's
 PER_MISSING_TURN_COST = 0.4  # of 15 degrees less
+
+
+@dataclass
+class _Spot:
+    """Where a robot stands and looks for a thing; after that the planner's word counts."""
+
+    x_m: float
+    y_m: float
+    side: float = 0.0  # 1 for left
+    num_searches: int = 0
+    is_found: bool = False
 
 
 class SearchingTeacher:
@@ -42,8 +58,7 @@ class SearchingTeacher:
         self._episodes = episodes
         self._poses = np.zeros((len(episodes), max_frames, 3))
         self._seen: dict[tuple[int, int, str], bool] = {}  # robot, frame, key
-        self._sides: dict[tuple[int, str], float] = {}  # robot, key -> 1 for left
-        self._num_searches: dict[tuple[int, str], int] = {}
+        self._spots: dict[tuple[int, str], _Spot] = {}  # robot, key
 
     def saw(self, robots: np.ndarray, frames: np.ndarray, poses: np.ndarray) -> None:
         """Frames (n,) of robots (n,) were taken at poses (n, 3)."""
@@ -83,16 +98,46 @@ class SearchingTeacher:
     def _side(self, robot: int, clause: int, shown: list[int], best: int) -> float:
         is_told = self._episodes[robot].clauses[clause].kind == "turn"  # to which side
         key, pose = self._next_thing(robot, clause), self._poses[robot, shown[-1]]
-        decides = best == STOP or TURN_RAD[best] != 0  # driving on shows more by itself
-        if key is None or is_told or not decides:
+        # Driving on shows more by itself.
+        guesses = best == STOP or abs(TURN_RAD[best]) > LEAST_GUESS_RAD
+        if key is None or is_told or not guesses or self._is_elsewhere(pose, key):
             return 0.0
-        if self._is_elsewhere(pose, key) or self._is_known(robot, shown, key):
+        spot = self._spot(robot, key, pose)
+        # Old frames come and go among the sampled ones: who has begun to look trusts the newest.
+        frames = shown[-1:] if spot.num_searches else shown
+        spot.is_found = spot.is_found or self._is_known(robot, frames, key)
+        if spot.is_found or spot.num_searches >= MAX_SEARCHES:
             return 0.0
-        place = (robot, key)
-        self._num_searches[place] = self._num_searches.get(place, 0) + 1
-        if self._num_searches[place] > MAX_SEARCHES:
+        spot.num_searches += 1
+        spot.side = (
+            spot.side
+            or self._last_turn(robot, shown[-1])
+            or self._told_turn(robot, clause)
+            or self._open_side(pose)
+        )
+        return spot.side
+
+    def _spot(self, robot: int, key: str, pose: np.ndarray) -> _Spot:
+        """Where the robot looks for the thing: anew once it has left its last spot."""
+        spot, (x_m, y_m) = self._spots.get((robot, key)), map(float, pose[:2])
+        if spot is None or math.hypot(x_m - spot.x_m, y_m - spot.y_m) >= SPOT_M:
+            spot = self._spots[robot, key] = _Spot(x_m, y_m)
+        return spot
+
+    def _last_turn(self, robot: int, frame: int) -> float:
+        """The side to which the robot turned on this spot just before the frame, 0 for none."""
+        if frame < 1:
             return 0.0
-        return self._sides.setdefault(place, self._open_side(pose))
+        before, now = self._poses[robot, frame - 1], self._poses[robot, frame]
+        turn_rad = float(wrap(now[2] - before[2]))
+        is_here = math.hypot(*(now[:2] - before[:2])) < SPOT_M
+        return math.copysign(1.0, turn_rad) if is_here and abs(turn_rad) > 1e-6 else 0.0
+
+    def _told_turn(self, robot: int, clause: int) -> float:
+        """The side of the turn that the instruction named just before, 0 where it named none."""
+        before = self._episodes[robot].clauses[clause - 1] if clause else None
+        words = before.text.replace(",", "").split() if before and before.kind == "turn" else []
+        return 1.0 if "left" in words else -1.0 if "right" in words else 0.0
 
     def _next_thing(self, robot: int, clause: int) -> str | None:
         """The landmark of the instruction's next door or goal."""

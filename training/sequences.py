@@ -28,7 +28,7 @@ class SequenceBuilder:
         max_instruction_tokens: int = 64,
         view_length: int = 192,
         view_places: int = 56,
-    ):
+    ) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.tokens_per_frame = config.tokens_per_frame
         self.pad_id = tokenizer.id("<|endoftext|>")

@@ -19,7 +19,8 @@ from nvila_ros.models.weights import stored_specifications
 from nvila_ros.models.writing import PartWriter
 from nvila_ros.training.adapter_files import merge, save_adapter
 from nvila_ros.training.adapters import AdaptConfig
-from nvila_ros.training.distributed import Ranks, whole
+from nvila_ros.training.distributed import Ranks
+from nvila_ros.training.sharded import whole
 from nvila_ros.training.stage_recipe import PARTS
 
 MODEL_FOLDER = "model"

@@ -36,7 +36,7 @@ class _Step:
 class StepGuard:
     """Owns the gradients of `parameters` and the queue of steps under way."""
 
-    def __init__(self, parameters: Sequence[Tensor], max_norm: float):
+    def __init__(self, parameters: Sequence[Tensor], max_norm: float) -> None:
         self.max_norm = max_norm
         self.num_skipped = self.num_in_a_row = 0
         self.waited_s = 0.0

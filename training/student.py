@@ -31,7 +31,7 @@ class Student:
         sequences: SequenceBuilder,
         ring: FrameRing,
         captured: bool = False,
-    ):
+    ) -> None:
         self.model, self.answers, self.sequences, self.ring = model, answers, sequences, ring
         device = model.device
         self.device = device

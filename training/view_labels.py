@@ -20,7 +20,7 @@ COLOUR_IDS: dict[str, int] = {name: index for index, name in enumerate(COLOUR_NA
 class LandmarkTable:
     """Turns a segmentation picture into patch labels and a list of seen objects."""
 
-    def __init__(self, scene: Scene, keys: list[str]):
+    def __init__(self, scene: Scene, keys: list[str]) -> None:
         self.things: dict[int, tuple[str, str, float, float]] = {}
         self.category = np.zeros(len(keys), np.uint8)
         self.colour = np.zeros(len(keys), np.uint8)

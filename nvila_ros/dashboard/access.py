@@ -29,7 +29,8 @@ def checked_token(token: str, host: str, allow_remote: bool) -> str:
         if not allow_remote:
             raise ConfigError(
                 f"host {host!r} is open to the network, and whoever opens the page drives the "
-                "robot; add --allow-remote and a token if that is meant"
+                "robot; if that is meant, add --allow-remote and set "
+                "NVILA_DASHBOARD_TOKEN=$(openssl rand -hex 16)"
             )
         if not token:
             raise ConfigError(

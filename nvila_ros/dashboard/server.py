@@ -11,7 +11,7 @@ from typing import Any
 from nvila_ros.dashboard.access import TokenGate
 from nvila_ros.dashboard.commands import Commands, InstructionGate
 from nvila_ros.dashboard.state import DashboardState
-from nvila_ros.errors import SystemLibraryError
+from nvila_ros.errors import SystemLibraryError, install_hint
 
 MAX_CONNECTIONS = 100
 KEPT_MESSAGES = 50  # of a browser that was away for a moment
@@ -27,7 +27,7 @@ def make_app(state: DashboardState, commands: Commands, token: str, port: int) -
         from nicegui import core, ui
     except ImportError as error:
         raise SystemLibraryError(
-            f"{error.name} was not found; install the extra: pip install 'nvila_ros[dashboard]'"
+            f"{error.name} was not found; {install_hint('dashboard')}"
         ) from error
 
     from nvila_ros.dashboard.page import DashboardPage

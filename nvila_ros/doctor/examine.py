@@ -21,14 +21,17 @@ def examine(settings: DoctorSettings) -> Iterator[Finding]:
         ("graphics", machine_checks.check_graphics),
         ("disk", machine_checks.check_disk),
         ("checkpoint", machine_checks.check_checkpoint),
-        ("ROS 2", ros_checks.check_ros),
     ]
     for name, check in checks:
         yield _guarded(name, check, settings)
+    if not settings.needs_ros:
+        for name in ("ROS 2", "discovery", "camera"):
+            yield Finding(name, Verdict.LEFT_OUT, "not asked for")
+        return
+    yield _guarded("ROS 2", ros_checks.check_ros, settings)
     if importlib.util.find_spec("rclpy") is None:
-        missing = "there is no rclpy"
-        yield Finding("discovery", Verdict.LEFT_OUT, missing)
-        yield Finding("camera", Verdict.LEFT_OUT, missing)
+        for name in ("discovery", "camera"):
+            yield Finding(name, Verdict.LEFT_OUT, "there is no rclpy")
         return
     yield _guarded("discovery", ros_checks.check_discovery, settings)
     yield _guarded("camera", ros_checks.check_camera, settings)

@@ -37,7 +37,7 @@ class DoctorSettings:
     model: Path
     image_topic: str = "image"
     camera_seconds: float = 3.0
-    needs_ros: bool = True
+    needs_ros: bool = True  # False leaves ROS 2, discovery and camera out
     needs_gpu: bool = False
     output: Path = Path()
 

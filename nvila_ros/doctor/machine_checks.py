@@ -18,12 +18,15 @@ MIN_DRIVER = 580  # of the driver that CUDA 13's wheels want
 
 
 def check_python(_settings: DoctorSettings) -> Finding:
-    """The interpreter's version and whether it is a virtual environment."""
+    """The interpreter's version."""
     version = sys.version_info[:2]
     found = f"{platform.python_version()} at {sys.executable}"
     if not PYTHON_FROM <= version < PYTHON_BELOW:
         return Finding(
-            "Python", Verdict.BAD, found, "use Python 3.10, 3.11 or 3.12: make PYTHON=python3.12"
+            "Python",
+            Verdict.BAD,
+            found,
+            "use Python 3.10, 3.11 or 3.12: make setup PYTHON=python3.12",
         )
     return Finding("Python", Verdict.GOOD, found)
 
@@ -37,7 +40,7 @@ def check_packages(_settings: DoctorSettings) -> Finding:
             "packages",
             Verdict.BAD,
             f"missing: {', '.join(missing)}",
-            "run `make setup` in the repository, or pip install nvila_ros again",
+            "run `make setup` in the repository's folder",
         )
     import torch
 
@@ -71,7 +74,8 @@ def check_gpu(settings: DoctorSettings) -> Finding:
             "GPU",
             bad,
             f"driver {driver} answers, but this torch is built for the CPU",
-            "pip install torch --index-url https://download.pytorch.org/whl/cu130",
+            f".venv/bin/pip install 'torch=={torch.__version__.partition('+')[0]}+cu130' "
+            "--index-url https://download.pytorch.org/whl/cu130",
         )
     return Finding(
         "GPU",
@@ -110,38 +114,24 @@ def check_disk(settings: DoctorSettings) -> Finding:
 
 
 def check_checkpoint(settings: DoctorSettings) -> Finding:
-    """Whether the checkpoint's configuration and headers are sound; no weight is read."""
-    from nvila_ros.models.config_files import load_config
+    """Whether the checkpoint would load: configuration, tokenizer, every file's header and length.
+
+    No weight is read, as in `nvila inspect`.
+    """
+    from nvila_ros.models.part_files import PARTS, tensor_files
+    from nvila_ros.models.weights import open_checkpoint
 
     folder = settings.model
     try:
-        config = load_config(folder)
-        files = sorted(folder.rglob("*.safetensors"))
+        network, _, _ = open_checkpoint(folder)
+        files = [file for part in PARTS for file in tensor_files(folder / part)]
+        size_gb = sum(file.stat().st_size for file in files) / 1e9
     except (NvilaError, OSError) as error:
-        return Finding(
-            "checkpoint", Verdict.BAD, str(error), f"look at it closely: nvila inspect {folder}"
-        )
-    if not files:
-        return Finding(
-            "checkpoint",
-            Verdict.BAD,
-            f"{folder} holds no .safetensors file",
-            "download the weights (git lfs pull where they are pointers), or nvila convert",
-        )
-    pointer = next((file for file in files if file.stat().st_size < 1024), None)
-    if pointer is not None:
-        return Finding(
-            "checkpoint",
-            Verdict.BAD,
-            f"{pointer.name} is {pointer.stat().st_size} bytes: a Git LFS pointer, no weights",
-            f"cd {folder} && git lfs pull",
-        )
-    size_gb = sum(file.stat().st_size for file in files) / 1e9
-    return Finding(
-        "checkpoint",
-        Verdict.GOOD,
-        f"{folder}, {size_gb:.2f} GB, {config.num_video_frames} frames; nvila inspect says more",
-    )
+        advice = f"look at it closely: nvila inspect {folder}"
+        return Finding("checkpoint", Verdict.BAD, str(error), advice)
+    frames = network.config.num_video_frames
+    found = f"{folder}, {size_gb:.2f} GB, {frames} frames; nvila inspect says more"
+    return Finding("checkpoint", Verdict.GOOD, found)
 
 
 def _driver_version() -> str | None:

@@ -20,20 +20,19 @@ from nvila_ros.doctor.findings import (
 from nvila_ros.ros_environment import process_environment
 
 
-def check_ros(settings: DoctorSettings) -> Finding:
+def check_ros(_settings: DoctorSettings) -> Finding:
     """rclpy and the messages, and where they come from."""
-    bad = Verdict.BAD if settings.needs_ros else Verdict.NOTE
     distribution = os.environ.get("ROS_DISTRO", "")
     if importlib.util.find_spec("rclpy") is None:
         where = [str(path) for path in Path("/opt/ros").glob("*")]
         advice = f"source it: . {where[0]}/setup.bash" if where else "run `make setup`"
-        return Finding("ROS 2", bad, "rclpy was not found", advice)
+        return Finding("ROS 2", Verdict.BAD, "rclpy was not found", advice)
     packages = ("sensor_msgs", "nav_msgs", "geometry_msgs", "std_srvs", "diagnostic_msgs")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         return Finding(
             "ROS 2",
-            bad,
+            Verdict.BAD,
             f"missing: {', '.join(missing)}",
             f"apt-get install ros-{distribution or 'jazzy'}-common-interfaces, or `make setup`",
         )
@@ -43,7 +42,7 @@ def check_ros(settings: DoctorSettings) -> Finding:
     return Finding("ROS 2", Verdict.GOOD, f"{source}, {rmw}, domain {domain}")
 
 
-def check_discovery(settings: DoctorSettings) -> Finding:
+def check_discovery(_settings: DoctorSettings) -> Finding:
     """Two processes of this machine find each other and exchange a message."""
     answer = _probe("discovery")
     if answer.get("heard"):
@@ -55,7 +54,7 @@ def check_discovery(settings: DoctorSettings) -> Finding:
     found = answer.get("error", f"nothing was heard within {answer.get('seconds', 0.0):.0f} s")
     return Finding(
         "discovery",
-        Verdict.BAD if settings.needs_ros else Verdict.NOTE,
+        Verdict.BAD,
         found,
         "bring the loopback up (ip link set lo up); unset ROS_AUTOMATIC_DISCOVERY_RANGE=OFF; let "
         "the firewall pass UDP 7400-7500 and multicast; same ROS_DOMAIN_ID on both sides",

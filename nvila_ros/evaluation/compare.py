@@ -28,9 +28,8 @@ from scipy import stats
 
 from nvila_ros.errors import DataError
 from nvila_ros.evaluation.html_report import EPISODES_NAME, RUN_NAME
+from nvila_ros.evaluation.metrics import NUM_RESAMPLES, bootstrap_means
 
-NUM_RESAMPLES = 10_000
-CHUNK = 500  # resamples at once: memory stays below 5 MB per thousand episodes
 MEANS = ("spl", "navigation_error_m", "ndtw", "sdtw", "trajectory_length_m", "num_decisions")
 SHARES = ("success", "oracle_success")
 Row = dict[str, Any]
@@ -136,14 +135,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """(N,) paired differences -> low and high end of the 95 % interval of their mean, p value."""
-    rng = np.random.default_rng(seed)
-    count = len(differences)
-    means = np.concatenate(
-        [
-            differences[rng.integers(count, size=(CHUNK, count))].mean(axis=1)
-            for _ in range(NUM_RESAMPLES // CHUNK)
-        ]
-    )
+    means = bootstrap_means(differences, seed)
     low, high = np.quantile(means, [0.025, 0.975])
     tail = 1 + min(np.sum(means <= 0.0), np.sum(means >= 0.0))
     return float(low), float(high), min(1.0, 2.0 * float(tail) / (NUM_RESAMPLES + 1))

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.evaluation.decoder_conformance import is_decoder_folder
+from nvila_ros.evaluation.decoder_conformance import is_decoder_folder, read_tensors
 from nvila_ros.models.config_files import read_json
 from nvila_ros.models.prompt import IMAGE_TOKEN, VIDEO_TOKEN
 
@@ -74,15 +72,7 @@ def _without_media(text: str) -> str:
 
 def read_expected(path: Path) -> dict[str, Tensor]:
     """A case's tensors, of shapes that fit each other."""
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; copy the conformance folder again") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
-    missing = [key for key in REQUIRED_TENSORS if key not in tensors]
-    if missing:
-        raise CheckpointError(f"{path} has no {', '.join(missing)}; the case cannot be compared")
+    tensors = read_tensors(path, REQUIRED_TENSORS)
     lengths: dict[str, int] = {}
     for key, letters in REQUIRED_TENSORS.items():
         shape = tuple(tensors[key].shape)

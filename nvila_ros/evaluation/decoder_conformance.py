@@ -7,6 +7,7 @@ A folder holds a decoder in `quantized/` and `expected.safetensors`: `input_ids`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def is_decoder_folder(folder: Path | str) -> bool:
 def check_decoder(folder: Path | str) -> DecoderResult:
     """Load the decoder in float32 on the CPU and compare all that the folder expects."""
     folder = Path(folder)
-    expected = _read_expected(folder / "expected.safetensors")
+    expected = read_tensors(folder / "expected.safetensors", ("input_ids", "logits"))
     model = weights.load_language_model(folder / "quantized", "cpu", torch.float32)
     names = [key for key in expected if key.startswith(WEIGHT_PREFIX)]
     different = [
@@ -83,14 +84,15 @@ def _equal(ours: Tensor, theirs: Tensor) -> bool:
     return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
 
 
-def _read_expected(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, required: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of a file of expected answers; CheckpointError says what is wrong with it."""
     try:
         tensors = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; copy the conformance folder again") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or corrupt ({error}); copy it again") from None
-    missing = [key for key in ("input_ids", "logits") if key not in tensors]
+    missing = [key for key in required if key not in tensors]
     if missing:
         raise CheckpointError(f"{path} has no {', '.join(missing)}; nothing can be compared")
     return tensors

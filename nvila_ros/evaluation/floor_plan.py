@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nvila_ros.config import SUCCESS_RADIUS_M
 from nvila_ros.sim.episodes import Episode
 from nvila_ros.sim.pictures import top_view
 from nvila_ros.sim.scene import Scene
@@ -19,7 +20,6 @@ SUPERSAMPLING = 2  # drawn larger, then shrunk: smooth edges
 MARGIN_M = 0.45
 PALENESS = 0.3  # share of white over the view from above, so that paths and names stand out
 LINE_HEIGHT_M = 0.32  # of the text above and below the plan
-SUCCESS_RADIUS_M = 1.0
 
 BACKGROUND = (255, 255, 255)
 INK = (35, 35, 40)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nvila_ros.errors import NvilaError
+from nvila_ros.errors import NvilaError, install_hint
 from nvila_ros.evaluation.vlnce_episodes import (
     VlnCeEpisode,
     habitat_from_ros,
@@ -45,7 +45,8 @@ class HabitatClient:
             import zmq
         except ImportError as error:
             raise HabitatError(
-                "pyzmq, which talks to the Habitat server, is not installed: pip install pyzmq"
+                "pyzmq, which talks to the Habitat server, is not installed: "
+                + install_hint("habitat")
             ) from error
         self.endpoint, self._timeout_s = endpoint, timeout_s
         self._socket: Any = zmq.Context.instance().socket(zmq.REQ)

@@ -144,13 +144,15 @@ def environment() -> Environment:
     import jinja2
 
     folder = Path(__file__).parent / "templates"
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["counted"] = report.counted
+    return made
 
 
 def safe_json(content: Any) -> str:

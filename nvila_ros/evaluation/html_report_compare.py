@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvila_ros.evaluation import compare as comparing
+from nvila_ros.evaluation import report
 from nvila_ros.evaluation.compare import Difference, Run
 from nvila_ros.evaluation.html_report import PAGE_NAME, environment, page_constants, safe_json
 
@@ -62,7 +63,7 @@ def as_table(first: Run, second: Run, differences: list[Difference]) -> Table:
     only_first, only_second = comparing.discordant(first, second)
     view = Table(
         title=f"A = {first.name}, B = {second.name}",
-        caption=f"{differences[0].num_pairs} episodes in both; only A arrived in "
+        caption=f"{report.counted(differences[0].num_pairs, 'episode')} in both; only A arrived in "
         f"{len(only_first)}, only B in {len(only_second)}\n"
         "p: McNemar's exact test for shares, paired bootstrap for means",
     )

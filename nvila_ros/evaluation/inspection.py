@@ -181,8 +181,8 @@ def _sizes(result: dict[str, Any]) -> dict[str, str]:
         "tokens per frame": f"{result['tokens_per_frame']} and a newline",
         "video": f"{sizes['num_video_frames']} frames, pooled by {pools or 'nothing'}, "
         f"{sizes['num_time_tokens']} time tokens",
-        "prompt": f"{result['num_prompt_tokens']} tokens for {result['num_frames']} frames and "
-        f"text, trained up to {result['max_prompt_tokens']}",
+        "prompt": f"at most {result['num_prompt_tokens']} tokens for {result['num_frames']} frames "
+        f"and text, trained up to {result['max_prompt_tokens']}",
     }
 
 

@@ -27,6 +27,11 @@ ROWS = {
 }
 
 
+def counted(count: int, thing: str) -> str:
+    """'1 episode', '2 episodes'."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def failure_kind(episode: EpisodeMetrics) -> str | None:
     """How an episode failed, None when it did not."""
     if episode.success:
@@ -37,9 +42,10 @@ def failure_kind(episode: EpisodeMetrics) -> str | None:
 
 
 def summarise(episodes: Sequence[EpisodeMetrics]) -> dict[str, Any]:
-    """Means over the episodes with 95 % intervals: Wilson for shares, normal for other means.
+    """Means over the episodes with 95 % intervals: Wilson for shares, bootstrap for other means.
 
-    Episodes whose final distance is not finite are left out of NE only, and counted.
+    A mean of fewer than ten episodes has no interval (None). Episodes whose final distance is not
+    finite are left out of NE only, and counted.
     """
     if not episodes:
         raise ValueError("no episode to summarise")
@@ -55,7 +61,7 @@ def summarise(episodes: Sequence[EpisodeMetrics]) -> dict[str, Any]:
         finite = values[np.isfinite(values)]
         summary[key] = float(finite.mean()) if len(finite) else None
         interval = mean_interval(finite)
-        intervals[key] = list(interval) if all(map(math.isfinite, interval)) else None
+        intervals[key] = None if interval is None else list(interval)
     primitives = sum(episode.num_primitives for episode in episodes)
     collisions = sum(episode.num_collisions for episode in episodes)
     summary["collision_rate"] = collisions / primitives if primitives else 0.0
@@ -84,7 +90,7 @@ def table(summary: dict[str, Any], title: str) -> "Table":
     from rich.table import Table
 
     failures = [f"{count} {kind}" for kind, count in sorted(summary["failures"].items())]
-    caption = f"{summary['num_episodes']} episodes, 95 % intervals"
+    caption = f"{counted(summary['num_episodes'], 'episode')}, 95 % intervals"
     view = Table(title=title, caption="\n".join([caption, *failures]))
     view.add_column("metric")
     view.add_column("mean", justify="right")

@@ -69,10 +69,21 @@ def simulate(
         json.dump(result, sys.stdout, allow_nan=False)
         sys.stdout.write("\n")
     else:
-        control = "" if job.control == "none" else f", {job.control} control"
-        control += ", also in the mirror" if job.mirrors else ""
-        Console().print(report.table(result, f"{job.driver}{control}"))
+        Console().print(report.table(result, title(job)))
     return result
+
+
+def title(job: EvaluationJob) -> str:
+    """What was run, for the head of the table: who drove, which seeds, under which control."""
+    who: str = job.driver
+    if job.model_path is not None:
+        path = job.model_path.absolute()
+        who = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    first, last = job.seeds[0], job.seeds[-1]
+    words = [who, f"seed {first}" if first == last else f"seeds {first}:{last + 1}"]
+    words += [] if job.control == "none" else [f"{job.control} control"]
+    words += ["also in the mirror"] if job.mirrors else []
+    return ", ".join(words)
 
 
 def _with_progress(job: EvaluationJob, workers: int, evaluator: Evaluate) -> list[Rollout]:

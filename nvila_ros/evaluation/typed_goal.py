@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from nvila_ros.sim.episodes import GOAL_DISTANCE_M, PATH_SPACING_M, TRACE_STEPS,
 from nvila_ros.sim.grid import OccupancyGrid
 from nvila_ros.sim.instructions import unique_furniture
 from nvila_ros.sim.oracle import Planner
-from nvila_ros.sim.scene import Furniture
+from nvila_ros.sim.scene import CATEGORIES, COLOURS, Furniture
+
+MAX_SUGGESTIONS = 8
 
 
 def with_instruction(episode: Episode, instruction: str) -> tuple[Episode, bool]:
@@ -45,13 +48,54 @@ def with_instruction(episode: Episode, instruction: str) -> tuple[Episode, bool]
 
 def last_named(episode: Episode, text: str) -> Furniture | None:
     """The uniquely named piece whose '<colour> <category>' stands last in the text."""
-    words = " ".join(text.lower().split())
-    places = {
-        words.rfind(f"{piece.colour} {piece.category}"): piece
-        for piece in unique_furniture(episode.scene)
-    }
-    last = max(places)
-    return places[last] if last >= 0 else None
+    unique = {_name(piece): piece for piece in unique_furniture(episode.scene)}
+    return next((unique[name] for name in reversed(_names(text)) if name in unique), None)
+
+
+def goal_name(episode: Episode) -> str:
+    """'<colour> <category>' of the piece that the episode is judged by."""
+    ids = {piece.id: piece for piece in episode.scene.furniture}
+    return _name(ids[episode.goal_furniture_id])
+
+
+def goal_notes(episode: Episode, *, was_named: bool) -> list[str]:
+    """What a person must know where the goal is not the last thing that the instruction names.
+
+    Takes the answer of `with_instruction`; two lines, or none where the goal is what was named.
+    """
+    wished, goal = next(reversed(_names(episode.instruction)), None), goal_name(episode)
+    if was_named and wished == goal:
+        return []
+    here = [_name(piece) for piece in episode.scene.furniture]
+    if wished is None:
+        reason = "the sentence names no thing by colour and kind"
+    elif wished not in here:
+        reason = f"this apartment has no {wished}"
+    elif here.count(wished) > 1:
+        reason = f"this apartment has more than one {wished}"
+    else:
+        reason = f"no way leads to the {wished}"
+    judge = f"the {goal}" if was_named else f"the episode's own goal, the {goal}"
+    category = None if wished is None else wished.partition(" ")[2]
+    named = [piece for piece in unique_furniture(episode.scene) if _name(piece) != wished]
+    named.sort(key=lambda piece: piece.category != category)
+    things = [_name(piece) for piece in named]
+    left = len(things) - MAX_SUGGESTIONS
+    more = f" and {left} more" if left > 0 else ""
+    return [
+        f"{reason}; judged by {judge}",
+        f"things here: {', '.join(things[:MAX_SUGGESTIONS])}{more}",
+    ]
+
+
+def _names(text: str) -> list[str]:
+    """Every '<colour> <category>' in the text, in its order, be it there or not."""
+    pattern = rf"\b({'|'.join(COLOURS)}) ({'|'.join(CATEGORIES)})(?:s|es)?\b"
+    return [" ".join(words) for words in re.findall(pattern, " ".join(text.lower().split()))]
+
+
+def _name(piece: Furniture) -> str:
+    return f"{piece.colour} {piece.category}"
 
 
 def _place_before(piece: Furniture) -> np.ndarray:

@@ -14,6 +14,7 @@ from nvila_ros.errors import NvilaError
 from nvila_ros.models.runtime_backend import load_engine
 from nvila_ros.models.vision_engine import (
     WithVision,
+    device_name,
     median_ms,
     with_vision_backend,
 )
@@ -62,7 +63,7 @@ def measure(
         times["floor"][str(count)] = 1e3 * count * frame_flops(engine.config) / rate
     return {
         "model": str(folder),
-        "device": _name(engine.device),
+        "device": device_name(engine.device),
         "threads": torch.get_num_threads(),
         "milliseconds": times,
         "precisions": precisions,
@@ -106,7 +107,3 @@ def table(result: dict[str, Any]) -> Table:
     for name, problem in result["not_run"].items():
         view.add_row(name, "-", *("-" for _ in counts), problem)
     return view
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -76,11 +76,6 @@ def fast_dtw(one: np.ndarray, other: np.ndarray, radius: int = 1) -> float:
     return _fast(np.asarray(one, float), np.asarray(other, float), radius)[0]
 
 
-def exact_dtw(one: np.ndarray, other: np.ndarray) -> float:
-    """The same without the approximation."""
-    return _within(np.asarray(one, float), np.asarray(other, float), None)[0]
-
-
 def _fast(one: np.ndarray, other: np.ndarray, radius: int) -> tuple[float, Path]:
     if min(len(one), len(other)) < radius + 2:
         return _within(one, other, None)

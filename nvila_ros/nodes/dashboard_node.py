@@ -215,8 +215,8 @@ def _yaw_rad(turn: Any) -> float:
     return 2.0 * math.atan2(turn.z, turn.w)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `ros2 run nvila_ros dashboard_node`; exit code 3 when it cannot begin."""
+def serve(arguments: list[str] | None = None) -> None:
+    """Serves the page until Ctrl-C or SIGTERM; NvilaError when it cannot begin."""
     # The server ends on Ctrl-C and SIGTERM; ROS is closed after it.
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
@@ -241,12 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
             ended.set()
             thread.join(2.0)
             node.destroy_node()
-    except NvilaError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 3
     finally:
         rclpy.try_shutdown()
-    return 0
 
 
 def _spin(executor: SingleThreadedExecutor, ended: threading.Event) -> None:
@@ -255,6 +251,16 @@ def _spin(executor: SingleThreadedExecutor, ended: threading.Event) -> None:
             executor.spin_once(timeout_sec=0.1)
     except ExternalShutdownException:
         pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of `ros2 run nvila_ros dashboard_node`; exit code 3 when it cannot begin."""
+    try:
+        serve(arguments)
+    except NvilaError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 3
+    return 0
 
 
 if __name__ == "__main__":

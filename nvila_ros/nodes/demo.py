@@ -3,35 +3,27 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from nvila_ros import __version__
 from nvila_ros.actions import SENTENCE_OPENING
 from nvila_ros.config import EvaluationConfig
-from nvila_ros.errors import NvilaError, SystemLibraryError
-from nvila_ros.evaluation import report
-from nvila_ros.evaluation.drive_record import DriveRecord, HeardDecision, judge, latency_summary
-from nvila_ros.evaluation.floor_plan import draw_floor_plan
-from nvila_ros.evaluation.metrics import EpisodeMetrics
-from nvila_ros.evaluation.typed_goal import with_instruction
-from nvila_ros.evaluation.video import write_drive_video
+from nvila_ros.errors import NvilaError
+from nvila_ros.evaluation.drive_record import DriveRecord, HeardDecision, judge
+from nvila_ros.evaluation.typed_goal import goal_name, goal_notes, with_instruction
 from nvila_ros.models.config_files import load_config
 from nvila_ros.models.prompt import clean_instruction
 from nvila_ros.nodes import demo_dashboard
 from nvila_ros.nodes.child_processes import ChildProcesses, PeakMemory
 from nvila_ros.nodes.demo_dashboard import DemoDashboard
-from nvila_ros.ros_environment import process_environment
+from nvila_ros.nodes.demo_result import FILES, FinishedDrive, result_line, write_result
+from nvila_ros.ros_environment import process_environment, require_rclpy
 from nvila_ros.sim.episodes import Episode, episode_from_seed
 
 DEFAULT_SEED = 900_000  # apartments from here on are kept for evaluation
@@ -40,7 +32,7 @@ STOP_TIMEOUT_S = 3.0  # between cancel and standing still
 REST_TIMEOUT_S = 0.6  # after the end of the episode, to hear that the robot stands
 CAMERA_RATE_HZ = 10
 NUM_DOMAINS = 90  # ROS domain ids that are safe to take at random
-DISTRIBUTIONS = ("torch", "mujoco", "numpy", "ros-rclpy", "av")
+EPISODE_GOAL, TYPED_GOAL = "episode", "named in the instruction"  # goal_source of result.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +49,13 @@ class DemoSettings:
 
 def run_demo(settings: DemoSettings) -> dict[str, Any]:
     """Drives one episode and writes video, floor plan and result; returns the result."""
-    _require_ros()
+    require_rclpy()
     console = Console(highlight=False, soft_wrap=True)
     config = load_config(settings.model_path)
     episode, goal_source = _choose_episode(settings)
     # Without this rclpy of this process would lose images and look for peers for seconds.
     os.environ.update(_environment())
-    console.print(f'[bold]"{episode.instruction}"[/bold]')
-    console.print(
-        f"apartment {episode.seed}, {episode.geodesic_m:.1f} m to the goal, "
-        f"ROS domain {os.environ['ROS_DOMAIN_ID']}"
-    )
-    if not settings.dashboard:
-        console.print(
-            f"watch it in a browser: ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
-            f"{Path(sys.executable).parent / 'nvila'} dashboard"
-        )
+    _announce(console, episode, goal_source, settings)
     begin_s = time.monotonic()
     settings.output.mkdir(parents=True, exist_ok=True)
     log_folder = settings.output / "log"
@@ -82,54 +65,48 @@ def run_demo(settings: DemoSettings) -> dict[str, Any]:
         if settings.dashboard:
             dashboard.start()
         record = _drive(children, episode, config.num_video_frames, settings, console, dashboard)
-    drive_s = time.monotonic() - begin_s
-    metrics = judge(record, episode, EvaluationConfig())
-    codec = write_drive_video(settings.output / "episode.mp4", record, episode, CAMERA_RATE_HZ)
-    line = _result_line(metrics, record)
-    plan = draw_floor_plan(episode, record.path_m(), result=line)
-    plan.save(settings.output / "trajectory.png")
-    result = {
-        "success": metrics.success,
-        "seed": episode.seed,
-        "instruction": episode.instruction,
-        "goal_source": goal_source,
-        "navigator_result": record.result,
-        "navigator_message": record.message,
-        "metrics": report.episode_row(metrics),
-        "decision_latency": latency_summary(record),
-        "stands_still": _stands_still(record),
-        "peak_memory_bytes": memory.peak_bytes,
-        "drive_wall_s": drive_s,
-        "total_wall_s": time.monotonic() - begin_s,
-        "video_codec": codec,
-        "model": str(settings.model_path),
-        "versions": _versions(),
-        "decisions": [
-            {"sentence": d.sentence, "confidence": d.confidence, "latency_s": d.latency_s}
-            for d in record.decisions
-        ],
-    }
-    (settings.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"[bold]{line}[/bold]")
-    for name in ("episode.mp4", "trajectory.png", "result.json"):
-        console.print(f"  {settings.output / name}")
+    end_s = time.monotonic()
+    drive = FinishedDrive(
+        episode=episode,
+        goal_source=goal_source,
+        record=record,
+        metrics=judge(record, episode, EvaluationConfig()),
+        model_path=settings.model_path,
+        begin_s=begin_s,
+        end_s=end_s,
+        peak_memory_bytes=memory.peak_bytes,
+    )
+    result = write_result(drive, settings.output, CAMERA_RATE_HZ)
+    console.print(result_line(drive.metrics, record), style="bold")
+    for name in FILES:
+        console.print(f"  {settings.output / name}", markup=False)
     return result
 
 
-def _require_ros() -> None:
-    if importlib.util.find_spec("rclpy") is None:
-        raise SystemLibraryError(
-            "rclpy, ROS 2's Python library, was not found; run `make setup` for pip's wheels, "
-            "or source a ROS 2 installation: . /opt/ros/jazzy/setup.bash"
+def _announce(console: Console, episode: Episode, goal_source: str, settings: DemoSettings) -> None:
+    """What will be driven, what it is judged by, and where to watch."""
+    console.print(f'"{episode.instruction}"', style="bold", markup=False)
+    console.print(
+        f"apartment {episode.seed}, {episode.geodesic_m:.1f} m to the {goal_name(episode)}, "
+        f"ROS domain {os.environ['ROS_DOMAIN_ID']}"
+    )
+    if settings.instruction is not None:
+        for line in goal_notes(episode, was_named=goal_source != EPISODE_GOAL):
+            console.print(line, style="yellow", markup=False)
+    if not settings.dashboard:
+        console.print(
+            f"watch it in a browser: ROS_DOMAIN_ID={os.environ['ROS_DOMAIN_ID']} "
+            f"{Path(sys.executable).parent / 'nvila'} dashboard",
+            markup=False,
         )
 
 
 def _choose_episode(settings: DemoSettings) -> tuple[Episode, str]:
     if settings.instruction is None:
-        return episode_from_seed(settings.seed), "episode"
+        return episode_from_seed(settings.seed), EPISODE_GOAL
     instruction = clean_instruction(settings.instruction)
     typed, was_named = with_instruction(episode_from_seed(settings.seed), instruction)
-    return typed, "named in the instruction" if was_named else "episode"
+    return typed, TYPED_GOAL if was_named else EPISODE_GOAL
 
 
 def _environment() -> dict[str, str]:
@@ -213,29 +190,3 @@ def _check_alive(children: ChildProcesses) -> None:
             f"the {name} ended by itself; see {children.log_path(name)}:\n"
             f"{children.last_lines(name)}"
         )
-
-
-def _stands_still(record: DriveRecord) -> bool:
-    """Whether the last command was zero and odometry agreed."""
-    is_slow = abs(record.final_speed_m_s) < 0.02 and abs(record.final_turn_rad_s) < 0.05
-    return is_slow and record.last_command == (0.0, 0.0)
-
-
-def _result_line(metrics: EpisodeMetrics, record: DriveRecord) -> str:
-    rate = latency_summary(record)["decisions_per_s"]
-    outcome = "Success" if metrics.success else f"No success ({record.result})"
-    speed = "" if rate is None else f", {rate:.1f} decisions per second"
-    return (
-        f"{outcome}: {metrics.navigation_error_m:.2f} m from the goal, SPL {metrics.spl:.2f}, "
-        f"{metrics.num_decisions} decisions{speed}"
-    )
-
-
-def _versions() -> dict[str, str]:
-    versions = {"nvila_ros": __version__, "python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not from pip"
-    return versions

@@ -8,6 +8,7 @@ import re
 
 from rich.console import Console
 
+from nvila_ros.errors import install_hint
 from nvila_ros.nodes.child_processes import ChildProcesses
 
 NAME = "dashboard"
@@ -24,7 +25,7 @@ class DemoDashboard:
         """Begins to start, where NiceGUI is installed; says how to have it where it is not."""
         if importlib.util.find_spec("nicegui") is None:
             self._console.print(
-                "no dashboard, NiceGUI is not installed: pip install 'nvila_ros[dashboard]'",
+                f"no dashboard, NiceGUI is not installed: {install_hint('dashboard')}",
                 markup=False,
             )
             return

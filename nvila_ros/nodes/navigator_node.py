@@ -21,7 +21,7 @@ from nvila_ros import ros_parameters
 from nvila_ros.decision import Policy
 from nvila_ros.decision_worker import DecisionWorker
 from nvila_ros.errors import ConfigError
-from nvila_ros.motion import own_motion
+from nvila_ros.motion import MakeMotion, own_motion
 from nvila_ros.navigator import Navigator
 from nvila_ros.navigator_config import NavigatorConfig
 from nvila_ros.navigator_status import Phase, Result, Status, status_row
@@ -31,7 +31,7 @@ from nvila_ros.nodes.navigator_diagnostics import NavigatorDiagnostics
 from nvila_ros.nodes.navigator_inputs import NavigatorInputs
 from nvila_ros.nodes.navigator_outputs import NavigatorOutputs
 from nvila_ros.nodes.navigator_services import NavigatorServices
-from nvila_ros.nodes.policy_loading import PolicyLoader
+from nvila_ros.nodes.policy_loading import policy_loader, shipped_model_warning
 from nvila_ros.ros_main import EVENT_QOS, STATE_QOS, SafeLifecycleNode, run_node, steady_clock
 from nvila_ros.safety import Velocity
 
@@ -67,6 +67,8 @@ class NavigatorNode(SafeLifecycleNode):
         self._worker: DecisionWorker | None = None
         self._bond: Bond | None = None
         self._closers: list[Callable[[], Any]] = []
+        self._outputs: NavigatorOutputs  # these two are there from configure on
+        self.inputs: NavigatorInputs
         self._lifecycle = "unconfigured"
         self._told: Status | None = None
         self._state_publisher = self.create_publisher(String, "~/state", STATE_QOS)
@@ -74,9 +76,8 @@ class NavigatorNode(SafeLifecycleNode):
             DiagnosticArray, "/diagnostics", EVENT_QOS
         )
         hardware_id = self.get_namespace().strip("/") or "robot"
-        self._diagnostics = NavigatorDiagnostics(
-            self.get_fully_qualified_name().lstrip("/"), hardware_id
-        )
+        name = self.get_fully_qualified_name().lstrip("/")
+        self._diagnostics = NavigatorDiagnostics(name, hardware_id)
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_diagnostics, clock=steady_clock())
         self.add_on_set_parameters_callback(self._on_parameters)
         self._tell(self._status())
@@ -88,21 +89,15 @@ class NavigatorNode(SafeLifecycleNode):
         if self._problem:
             self.get_logger().error(self._problem)
             return _FAILURE
-        settings, make_motion = self.settings, own_motion
-        if settings.executor == "nav2":
-            try:
-                nav2 = Nav2Motions(self, settings.base_frame)
-            except ConfigError as error:
-                self.get_logger().error(str(error))
-                self._tell(Status(Phase.FAULT, message=str(error)))
-                return _FAILURE
-            make_motion = nav2.make_motion
-            self._closers.append(nav2.close)
-        loader: Any = PolicyLoader(settings)
-        if self._load_policy is not None:
-            load_policy = self._load_policy
-            loader = lambda: load_policy(settings)  # noqa: E731
+        settings = self.settings
+        try:
+            make_motion = self._make_motion()
+        except ConfigError as error:
+            self.get_logger().error(str(error))
+            self._tell(Status(Phase.FAULT, message=str(error)))
+            return _FAILURE
         wake = self.create_guard_condition(self._on_answer)
+        loader = policy_loader(settings, self._load_policy)
         self._worker = DecisionWorker(loader, _quietly(wake.trigger))
         self._navigator = Navigator(settings, self._worker, make_motion, is_active=False)
         self._outputs = NavigatorOutputs(self, settings)
@@ -132,6 +127,7 @@ class NavigatorNode(SafeLifecycleNode):
         if message is not None:
             self._bond = Bond(self, message)
         self._lifecycle = "active"
+        self._warn_of_shipped_model()
         return _SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -168,6 +164,20 @@ class NavigatorNode(SafeLifecycleNode):
         self.destroy_timer(self._autostart_timer)
         if self._lifecycle == "unconfigured" and self.trigger_configure() == _SUCCESS:
             self.trigger_activate()
+
+    def _make_motion(self) -> MakeMotion:
+        """Who drives, by the parameter `executor`; ConfigError where Nav2 is not installed."""
+        if self.settings.executor != "nav2":
+            return own_motion
+        nav2 = Nav2Motions(self, self.settings.base_frame)
+        self._closers.append(nav2.close)
+        return nav2.make_motion
+
+    def _warn_of_shipped_model(self) -> None:
+        """Once, when the model that only knows the simulator may move something else."""
+        text = shipped_model_warning(self.settings, self.get_parameter("use_sim_time").value)
+        if text and self._load_policy is None:
+            self.get_logger().warning(text, once=True)
 
     def _disarm(self) -> None:
         if self._navigator is None:
@@ -255,6 +265,7 @@ class NavigatorNode(SafeLifecycleNode):
         self.settings = settings
         if self._navigator is not None:
             self._navigator.reconfigure(settings)
+            self._warn_of_shipped_model()
         return SetParametersResult(successful=True)
 
     def _on_frame_id(self, frame_id: str) -> None:

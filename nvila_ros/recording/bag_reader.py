@@ -120,9 +120,9 @@ def mcap_file(path: Path) -> Path:
                 f"{path} is a bag in SQLite form; convert it first: ros2 bag convert -i {path} "
                 "-o <options with storage_id: mcap>"
             )
-        raise DataError(f"{path} holds no .mcap file")
+        raise DataError(f"{path} holds no .mcap file; give one, or the folder of a bag")
     if not path.is_file():
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path} does not exist; give an .mcap file, or the folder of a bag")
     if path.suffix == ".db3":
         raise DataError(f"{path} is a bag in SQLite form; convert it to MCAP: ros2 bag convert")
     return path

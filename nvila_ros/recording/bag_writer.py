@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nvila_ros.errors import DataError
+from nvila_ros.errors import DataError, install_hint
 
 # What a power cut may cost. Pictures do not shrink further, so compression is a quick one.
 CHUNK_BYTES = 256 * 1024
@@ -85,7 +85,7 @@ def mcap_module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise DataError(
-            f"recordings need the MCAP libraries ({error}); pip install 'nvila_ros[record]'"
+            f"recordings need the MCAP libraries ({error}); {install_hint('record')}"
         ) from None
 
 

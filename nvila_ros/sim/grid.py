@@ -133,19 +133,6 @@ class OccupancyGrid:
         centres = self.centre(np.stack(np.unravel_index(nearest, self.shape), axis=-1))
         return np.where((nearest == flat)[..., None], xy, centres)
 
-    def line_clearance(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """(..., 2) x (..., 2) metres -> (...) smallest clearance along the segment, metres."""
-        start, end = np.broadcast_arrays(np.asarray(start, float), np.asarray(end, float))
-        longest_m = float(np.abs(end - start).max(initial=0.0))
-        steps = np.linspace(0.0, 1.0, max(2, math.ceil(longest_m / (0.8 * self.resolution_m)) + 1))
-        points = start[..., None, :] + steps[:, None] * (end - start)[..., None, :]
-        return self.clearance_at(points).min(axis=-1)
-
-    def line_is_free(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """(..., 2) x (..., 2) metres -> (...) bool: the robot can drive the straight segment."""
-        limit_m = self.robot_radius_m + SAFETY_MARGIN_M
-        return self.is_free(start) & self.is_free(end) & (self.line_clearance(start, end) > limit_m)
-
 
 def _lower_clearance(
     clearance_m: np.ndarray, obstacle: Obstacle, x_m: np.ndarray, y_m: np.ndarray

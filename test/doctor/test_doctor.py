@@ -2,6 +2,7 @@
 """The doctor: each finding that is not good says what to do; one broken check hides no other."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -29,7 +30,8 @@ def test_this_machine_has_what_tests_need():
 
 def test_an_old_python_is_named(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    assert is_helpful(machine_checks.check_python(SETTINGS))
+    finding = machine_checks.check_python(SETTINGS)
+    assert is_helpful(finding) and "make setup PYTHON=" in finding.advice
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -51,16 +53,47 @@ def test_a_full_disk_is_bad(monkeypatch):
 
 
 def test_checkpoints_that_cannot_drive_are_named(tmp_path):
-    absent = machine_checks.check_checkpoint(DoctorSettings(model=tmp_path / "absent"))
-    assert absent.verdict is Verdict.BAD and "absent" in absent.found
-    for file in NANO_FOLDER.rglob("*.json"):
-        copy = tmp_path / file.relative_to(NANO_FOLDER)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
-    empty = machine_checks.check_checkpoint(DoctorSettings(model=tmp_path))
-    assert is_helpful(empty) and "no .safetensors" in empty.found
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "git lfs pull" in machine_checks.check_checkpoint(DoctorSettings(model=tmp_path)).advice
+    def look(folder):
+        finding = machine_checks.check_checkpoint(DoctorSettings(model=folder))
+        assert finding.verdict is Verdict.BAD and is_helpful(finding)
+        return finding.found
+
+    assert "absent" in look(tmp_path / "absent")
+    copy = tmp_path / "copy"
+    shutil.copytree(NANO_FOLDER, copy)
+    weights = copy / "llm" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])  # as a download that broke off
+    assert "truncated" in look(copy)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "git lfs pull" in look(copy)
+    weights.unlink()
+    assert "model.safetensors" in look(copy)
+
+
+def test_what_was_not_asked_for_is_left_out(monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("ROS was looked at")
+
+    monkeypatch.setattr(machine_checks, "check_graphics", lambda _: Finding("g", Verdict.GOOD, ""))
+    for name in ("_probe", "check_ros"):
+        monkeypatch.setattr(ros_checks, name, forbidden)
+    settings = DoctorSettings(model=NANO_FOLDER, needs_ros=False)
+    left = [item for item in examine.examine(settings) if item.verdict is Verdict.LEFT_OUT]
+    assert [item.name for item in left] == ["ROS 2", "discovery", "camera"]
+    assert {item.found for item in left} == {"not asked for"}
+
+
+def test_a_torch_for_the_cpu_beside_a_gpu_is_replaced_by_its_own_version(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine_checks, "_driver_version", lambda: "580.65")
+    advice = machine_checks.check_gpu(SETTINGS).advice
+    # Without the +cu130 pip takes 2.13.0+cpu for what is wanted.
+    assert ".venv/bin/pip install 'torch==2.13.0+cu130' --index-url" in advice
 
 
 @pytest.mark.parametrize("needs, verdict", [(True, Verdict.BAD), (False, Verdict.NOTE)])

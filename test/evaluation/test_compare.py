@@ -71,6 +71,16 @@ def test_only_shared_episodes_are_compared(runs):
     assert as_table(*runs, list(differences.values())).row_count == len(differences)
 
 
+def test_one_pair_is_one_episode(tmp_path):
+    names = ("a.json", "b.json")
+    runs = [read_run(write(tmp_path / name, [row(1, True, 0.5)])) for name in names]
+    differences = compare(*runs)
+    assert as_table(*runs, differences).caption.startswith("1 episode in both")
+    assert (
+        ">1 episode in both" in write_comparison(tmp_path / "page", *runs, differences).read_text()
+    )
+
+
 def test_page_escapes_and_shows_both(runs, tmp_path):
     page = write_comparison(tmp_path / "page", *runs, compare(*runs)).read_text()
     assert (

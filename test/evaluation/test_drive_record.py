@@ -11,7 +11,7 @@ from PIL import Image
 from nvila_ros.config import EvaluationConfig
 from nvila_ros.evaluation.drive_record import DriveRecord, HeardDecision, judge, latency_summary
 from nvila_ros.evaluation.metrics import resample
-from nvila_ros.evaluation.typed_goal import last_named, with_instruction
+from nvila_ros.evaluation.typed_goal import goal_notes, last_named, with_instruction
 from nvila_ros.evaluation.video import write_drive_video, write_video
 from nvila_ros.sim.episodes import episode_from_seed
 from nvila_ros.sim.instructions import unique_furniture
@@ -126,6 +126,61 @@ def test_the_last_name_in_the_text_is_the_goal(episode):
         f"pass the {first.colour} {first.category}, stop at the {second.colour} {second.category}"
     )
     assert last_named(episode, text) == second
+
+
+def test_a_name_inside_of_other_words_is_no_name(episode):
+    """'colored sofa' was a red sofa, and 'pink bedroom' a pink bed."""
+    scene = dataclasses.replace(
+        episode.scene,
+        furniture=tuple(
+            dataclasses.replace(piece, colour=colour, category=category)
+            for piece, (colour, category) in zip(
+                episode.scene.furniture, [("red", "sofa"), ("pink", "bed")], strict=False
+            )
+        ),
+    )
+    made = dataclasses.replace(episode, scene=scene)
+    assert last_named(made, "Stop by the cream-colored sofa in the pink bedroom.") is None
+    assert last_named(made, "Stop by the red  SOFA.").category == "sofa"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "judge"),
+    [
+        ("Wander about.", "the sentence names no thing", "the episode's own goal, the blue coffee"),
+        ("Stop by the red sofa.", "this apartment has no red sofa", "the episode's own goal, the"),
+        (
+            "Pass the red bed and stop by the red sofa.",
+            "this apartment has no red sofa",
+            "the red bed",
+        ),
+    ],
+)
+def test_a_goal_that_was_not_named_is_told_with_what_can_be(text, reason, judge):
+    lines = goal_notes_for(text)
+    assert lines[0].startswith(reason) and f"; judged by {judge}" in lines[0]
+    assert len(lines) == 2 and ", ".join(lines).count(",") <= 10
+    if "sofa" in text:
+        assert lines[1].startswith("things here: pink sofa,")  # what is nearest to the wish first
+
+
+def goal_notes_for(text, seed=900_000):
+    typed, was_named = with_instruction(episode_from_seed(seed), text)
+    return goal_notes(typed, was_named=was_named)
+
+
+def test_a_goal_that_was_named_needs_no_note():
+    assert goal_notes_for("Wait by the yellow desk.") == []
+
+
+def test_a_name_of_two_things_is_told(episode):
+    twin = dataclasses.replace(episode.scene.furniture[0], id=99)
+    scene = dataclasses.replace(episode.scene, furniture=(*episode.scene.furniture, twin))
+    text = f"Stop by the {twin.colour} {twin.category}."
+    typed = dataclasses.replace(episode, scene=scene, instruction=text)
+    reason, things = goal_notes(typed, was_named=False)
+    assert reason.startswith(f"this apartment has more than one {twin.colour} {twin.category}")
+    assert f" {twin.colour} {twin.category}" not in things
 
 
 def test_text_that_names_nothing_keeps_the_goal(episode):

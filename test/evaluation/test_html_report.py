@@ -53,6 +53,7 @@ def test_page_holds_everything_and_loads_nothing(entry, tmp_path):
     assert not re.search(
         r"""(src|href)=["'](?!data:)|@import|url\(|https?://(?!www\.w3\.org)""", page
     )
+    assert ">2 episodes ·" in page and "normal" not in page
     assert entry.instruction in page and "no_stop_after_passing_goal" in page
     ((drawn,), _) = payloads(page)
     assert len(drawn["decisions"]) == len(entry.decisions)

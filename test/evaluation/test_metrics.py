@@ -104,6 +104,38 @@ def test_summary_counts_what_it_leaves_out():
     assert summary["intervals"]["success_rate"] == pytest.approx([0.0945, 0.9055], abs=1e-3)
 
 
+def test_intervals_of_bounded_scores_stay_in_their_bounds():
+    """Two of twelve arrived: the normal interval of this SPL began below zero."""
+    episodes = [judged(stopped=number < 2) for number in range(12)]
+    intervals = report.summarise(episodes)["intervals"]
+    for key in ("spl", "ndtw", "sdtw"):
+        low, high = intervals[key]
+        assert 0.0 <= low <= high <= 1.0
+    assert intervals["spl"][0] < 2 / 12 < intervals["spl"][1]
+    assert intervals == report.summarise(episodes)["intervals"]  # the same numbers every time
+
+
+def test_a_bootstrap_interval_of_many_values_is_the_normal_one():
+    values = np.random.default_rng(2).normal(0.5, 0.1, 400)
+    low, high = metrics.mean_interval(values)
+    spread = metrics.QUANTILE_95 * values.std(ddof=1) / 20
+    assert (low, high) == pytest.approx(
+        (values.mean() - spread, values.mean() + spread), abs=0.1 * spread
+    )
+
+
+def test_too_few_episodes_have_shares_intervals_and_none_of_means():
+    summary = report.summarise([judged(), judged(stopped=False), judged()])
+    assert summary["intervals"]["spl"] is None and summary["intervals"]["ndtw"] is None
+    assert summary["intervals"]["success_rate"] == pytest.approx([0.2077, 0.9385], abs=1e-3)
+
+
+@pytest.mark.parametrize(("count", "caption"), [(1, "1 episode,"), (2, "2 episodes,")])
+def test_the_table_counts_in_good_grammar(count, caption):
+    view = report.table(report.summarise([judged()] * count), "a title")
+    assert view.title == "a title" and view.caption.startswith(caption)
+
+
 def test_rows_are_json_without_infinities():
     row = report.episode_row(judged(goal_distances_m=np.array([3.0, math.inf])), note="x")
     assert row["navigation_error_m"] is None and row["note"] == "x"

@@ -260,3 +260,16 @@ def test_plans_fit_every_gpu(limits: tuple[int, int, int, tuple[int, int]]) -> N
         assert plan.shared_bytes <= device.block_bytes
         assert plan.num_chunks * plan.defines["BATCH"] >= num_rows
         assert 32 * plan.num_warps <= plan.defines["MAX_THREADS"]
+
+
+def test_plans_that_do_not_fit_say_what_is_needed_and_what_there_is() -> None:
+    from nvila_ros.errors import KernelError
+    from nvila_ros.kernels.decode_plan import Device, plan_attention, plan_head
+
+    small = Device(10, 8192, 16384)
+    with pytest.raises(KernelError, match=r"9 rows of 64 inputs; 1 to 8 rows and a multiple of 64"):
+        plan_head(small, 9, 100, 64)
+    with pytest.raises(KernelError, match=r"need \d+ bytes of shared memory, a block has 8192"):
+        plan_head(small, 1, 100, 64)
+    with pytest.raises(KernelError, match=r"heads of 128 needs \d+ bytes.* 8192 on this GPU"):
+        plan_attention(small, 1000, 128)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nvila_ros.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[2]
 NAV2_ARGUMENTS = {
     "namespace",
@@ -116,6 +118,71 @@ def test_given_arguments_become_parameters_and_others_stay_the_files():
         "use_sim_time": False,
         "autostart": True,
     }
+
+
+def test_no_launch_file_reads_booleans_by_itself():
+    """Nav2's and Gazebo's took 'yes' and '1' for false, where the navigator took them for true."""
+    for path in (ROOT / "launch").glob("*.launch.py"):
+        source = path.read_text(encoding="utf-8")
+        assert "safe_load" not in source and ".lower()" not in source, path.name
+
+
+@pytest.mark.parametrize(
+    "text, value", [("true", True), ("Yes", True), ("1", True), ("False", False), ("off", False)]
+)
+def test_every_spelling_of_a_boolean_is_one(text, value):
+    ros_launch = pytest.importorskip("nvila_ros.ros_launch", exc_type=ImportError)
+    given = {"enable_stamped_cmd_vel": text}.__getitem__
+    assert ros_launch.given_bool(given, "enable_stamped_cmd_vel") is value
+    assert ros_launch.given_stamped(given) == {"enable_stamped_cmd_vel": value}
+    assert ros_launch.given_stamped({"enable_stamped_cmd_vel": ""}.__getitem__) == {}
+
+
+def test_what_is_no_boolean_is_refused_with_what_to_write():
+    ros_launch = pytest.importorskip("nvila_ros.ros_launch", exc_type=ImportError)
+    with pytest.raises(ConfigError, match=r"execute:=flase.*execute:=true"):
+        ros_launch.given_bool({"execute": "flase"}.__getitem__, "execute")
+
+
+@pytest.mark.parametrize("name, start", [("simulation", "start_simulator"), ("nav2", "start_nav2")])
+def test_both_ends_of_cmd_vel_are_told_its_type(name, start):
+    module, navigate = load(name), load("navigate")
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    tables = (module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS)
+    context.launch_configurations.update(
+        {row: default for table in tables for row, default, _ in table},
+        enable_stamped_cmd_vel="No",
+        use_sim_time="yes",
+    )
+    for node in getattr(module, start)(context):
+        node._perform_substitutions(context)
+        files = [path for path, is_file in node._Node__expanded_parameter_arguments if is_file]
+        written = yaml.safe_load(Path(files[1]).read_text(encoding="utf-8"))
+        (parameters,) = (entry["ros__parameters"] for entry in written.values())
+        assert parameters["enable_stamped_cmd_vel"] is False
+        assert parameters.get("use_sim_time", True) is True
+
+
+def test_the_recorders_arguments_have_their_types():
+    module = load("record")
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    context.launch_configurations.update(
+        {row: default for row, default, _ in (*module.ARGUMENTS, *module.PARAMETERS)},
+        scan="true",
+        jpeg_quality="80",
+        max_image_rate_hz="5",
+        instruction="12",
+    )
+    (node,) = module.start(context)
+    node._perform_substitutions(context)
+    (path,) = (path for path, is_file in node._Node__expanded_parameter_arguments if is_file)
+    (entry,) = yaml.safe_load(Path(path).read_text(encoding="utf-8")).values()
+    given = {"scan": True, "jpeg_quality": 80, "max_image_rate_hz": 5.0, "instruction": "12"}
+    assert entry["ros__parameters"] == given
 
 
 @pytest.mark.parametrize("wanted, executables", [("false", 1), ("true", 2)])

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,6 +218,14 @@ def test_the_name_of_a_repository_in_place_of_a_folder():
 def test_a_folder_that_is_not_there(tmp_path):
     message = message_of(tmp_path / "absent")
     assert "absent is no folder" in message and "hf download" not in message
+    assert "point MODEL (of a node: model_path)" in message
+
+
+def test_the_shipped_model_named_from_another_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = message_of("models/nano")
+    shipped = message.rpartition("the shipped model is ")[2]
+    assert (Path(shipped) / "config.json").is_file() and "hf download" not in message
 
 
 def test_a_download_cache(tmp_path):

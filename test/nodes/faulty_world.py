@@ -2,9 +2,7 @@
 """The real simulator, a relay that spoils what the navigator hears, and a clock on its stops."""
 
 import json
-import threading
 import time
-from dataclasses import dataclass
 
 from geometry_msgs.msg import TwistStamped
 from nav_msgs.msg import Odometry
@@ -13,40 +11,14 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, LaserScan
 from stand_ins import DrivingPolicy, Robot, wait_for
 from std_msgs.msg import Bool, String
+from stop_clock import StallMeter, Stop
 
 from nvila_ros.actions import ACTIONS
 from nvila_ros.ros_main import COMMAND_QOS, EVENT_QOS, SENSOR_QOS, STATE_QOS
 
 STILL_M_S, STILL_RAD_S = 0.005, 0.01
+SAID_AGAIN_S = 5.0
 SIMULATOR = {"seed": 900001, "image_width_px": 64, "image_height_px": 48, "num_scan_rays": 36}
-
-
-@dataclass(frozen=True)
-class Stop:
-    """One row of the table of measured stops."""
-
-    fault: str
-    stop_s: float
-    bound_s: float
-    stall_s: float  # the longest time in which this machine did not run us at all
-
-    def line(self):
-        note = f", the machine stalled for {self.stall_s:.2f} s" if self.stall_s > 0.03 else ""
-        return f"{self.fault:<58} {self.stop_s:6.3f} s  (bound {self.bound_s:.2f} s{note})"
-
-
-class StallMeter:
-    """How long the machine kept a thread that only sleeps from running."""
-
-    def __init__(self):
-        self.worst_s = 0.0
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        while True:
-            begin_s = time.monotonic()
-            time.sleep(0.005)
-            self.worst_s = max(self.worst_s, time.monotonic() - begin_s - 0.005)
 
 
 class FaultyWorld:
@@ -122,6 +94,12 @@ class FaultyWorld:
         """No fault from here on."""
         self.image_fault = self.odometry_fault = self.scan_fault = self.wheel_fault = None
 
+    def wait_for_odometry(self, count=3):
+        """Some messages from now on: what healing changes must not fall into the next episode."""
+        for _ in range(count):
+            before = self.last_odometry
+            wait_for(lambda before=before: self.last_odometry is not before, "odometry")
+
     def _on_image(self, message):
         self.last_image = message
         self._relay(message, self.image_fault, self._images)
@@ -173,6 +151,23 @@ class FaultyWorld:
     def instruct(self, text="Turn around."):
         wait_for(self._instructions.get_subscription_count, "a navigator that listens")
         self._instructions.publish(String(data=text))
+
+    def set_off(self):
+        """Says it until an episode begins, and waits until it moves.
+
+        For a while DDS counts a process that died as a listener; what only it is told is lost.
+        """
+        before, said_s = self.state.get("episode"), 0.0
+
+        def begins():
+            nonlocal said_s
+            if time.monotonic() - said_s > SAID_AGAIN_S:
+                self.instruct()
+                said_s = time.monotonic()
+            return self.state.get("episode") != before
+
+        wait_for(begins, "an episode that begins")
+        self.wait_until_moving()
 
     def is_at_speed(self):
         return abs(self.speed[0]) > 0.05 or abs(self.speed[1]) > 0.1
@@ -285,5 +280,6 @@ class Turning:
         self.world.heal()
         self.policy.next_answer = lambda: ACTIONS[6]
         if anew:
+            self.world.wait_for_odometry()
             self.world.instruct()
         self.world.wait_until_moving()

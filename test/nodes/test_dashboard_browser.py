@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for the wheels")
-pytest.importorskip("nicegui", reason="no NiceGUI here: pip install 'nvila_ros[dashboard]'")
+pytest.importorskip("nicegui", reason="no NiceGUI here: needs the extra 'dashboard'")
 pytest.importorskip(
-    "playwright.sync_api", reason="no Playwright here: pip install 'nvila_ros[browser-test]'"
+    "playwright.sync_api", reason="no Playwright here: needs the extra 'browser-test'"
 )
 
 from dashboard_stand_ins import Dashboard, Truth, never_read

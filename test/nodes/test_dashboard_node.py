@@ -157,7 +157,7 @@ def test_what_it_refuses_is_said(monkeypatch, capsys, arguments, words):
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_quietly_even_when_they_come_twice(ros, start_node, name):
-    pytest.importorskip("nicegui", reason="no NiceGUI here: pip install 'nvila_ros[dashboard]'")
+    pytest.importorskip("nicegui", reason="no NiceGUI here: needs the extra 'dashboard'")
     process = start_node(ros, "dashboard", "-p", "port:=0")
     line = process.stdout.readline()
     assert line.startswith("dashboard: http://127.0.0.1:"), line + process.stdout.read()

@@ -62,7 +62,7 @@ def test_demo_drives_and_writes_what_it_promises(tmp_path, tiny_folder):
 
 
 def test_demo_serves_the_dashboard_while_it_drives_and_no_longer(tmp_path, tiny_folder):
-    pytest.importorskip("nicegui", reason="no NiceGUI here: pip install 'nvila_ros[dashboard]'")
+    pytest.importorskip("nicegui", reason="no NiceGUI here: needs the extra 'dashboard'")
     words = command(tiny_folder, tmp_path, "--seed", "900000", "--timeout-s", "15")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as running:

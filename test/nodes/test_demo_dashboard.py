@@ -61,5 +61,5 @@ def test_without_nicegui_nothing_starts_and_the_remedy_is_told(started, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     dashboard, printed = started("raise SystemExit(3)")
     dashboard.look()
-    assert "pip install 'nvila_ros[dashboard]'" in printed.getvalue()
+    assert ".[dashboard]" in printed.getvalue()
     assert "goes on" not in printed.getvalue()

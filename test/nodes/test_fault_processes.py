@@ -34,8 +34,7 @@ def driving(world, start_node, tiny_folder):
         words = [word for pair in settings.items() for word in ("-p", "{}:={}".format(*pair))]
         processes.append(start_node(world.ros, "navigator", *words))
         world.wait_for_state("idle")
-        world.instruct()
-        world.wait_until_moving()
+        world.set_off()
         return processes[-1]
 
     world.state = {}
@@ -89,8 +88,7 @@ def test_model_process_is_killed(world, driving, measured_stops):
     )
     world.wait_for_state("idle", "MODEL_ERROR")  # loaded again
     assert children(process) != [model]
-    world.instruct()
-    world.wait_until_moving()
+    world.set_off()
 
 
 def test_model_process_hangs(world, driving, measured_stops):
@@ -106,5 +104,4 @@ def test_model_process_hangs(world, driving, measured_stops):
     assert world.commands[-1] == (0.0, 0.0)
     wait_for(lambda: not Path(f"/proc/{model}").exists(), "a model process that was killed")
     world.wait_for_state("idle", "not answered")
-    world.instruct()
-    world.wait_until_moving()
+    world.set_off()

@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="no ROS 2 here: source one, or x86_64 for th
 
 from stand_ins import wait_for
 
-from nvila_ros.config import load_yaml
+from nvila_ros.config import load
 from nvila_ros.navigator_config import NavigatorConfig
 from nvila_ros.nodes.simulated_robot import SimulatorConfig
 from nvila_ros.ros_environment import share_folder
@@ -58,13 +58,14 @@ def test_an_unknown_key_in_a_parameter_file_is_answered_with_the_nearest(start, 
 
 
 def test_the_shipped_files_hold_every_parameter_with_its_default():
-    navigator = load_yaml(NavigatorConfig, ROOT / "config" / "navigator.yaml")
-    assert navigator.motion.angle_tolerance_rad == pytest.approx(0.0524, abs=1e-4)
-    assert load_yaml(SimulatorConfig, ROOT / "config" / "simulator.yaml") == SimulatorConfig()
+    read = {}
     for name, cls in (("navigator", NavigatorConfig), ("simulator", SimulatorConfig)):
         content = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text(encoding="utf-8"))
         written = content[f"/**/{name}"]["ros__parameters"]
         assert list(written) == list(cls.__dataclass_fields__)
+        read[name] = load(cls, written, name)
+    assert read["navigator"].motion.angle_tolerance_rad == pytest.approx(0.0524, abs=1e-4)
+    assert read["simulator"] == SimulatorConfig()
 
 
 def test_simulator_and_navigator_with_the_shipped_files_drive(start, robot_free, tiny_folder):

@@ -84,7 +84,7 @@ def test_a_topic_that_was_named_must_be_there(model_drive):
 
 
 def test_what_is_no_bag_is_named(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match=r"does not exist; give an \.mcap file, or the fold"):
         mcap_file(tmp_path / "absent.mcap")
     with pytest.raises(DataError, match=r"no \.mcap file"):
         mcap_file(tmp_path)

@@ -76,7 +76,7 @@ def test_view_opens_rerun_for_this_machine_alone(
     assert words == ["--bind", "127.0.0.1", *options, str(model_drive)]
 
 
-@pytest.mark.skipif(RERUN is None, reason="no rerun here: pip install rerun-sdk (760 MB)")
+@pytest.mark.skipif(RERUN is None, reason="no rerun here: pip install rerun-sdk (700 MB)")
 def test_rerun_reads_every_topic_of_a_recording(model_drive, tmp_path):
     target = tmp_path / "drive.rrd"
     subprocess.run([RERUN, "mcap", "convert", str(model_drive), "-o", str(target)], check=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The floor plan: where the robot fits, how far obstacles are, what a straight line crosses."""
+"""The floor plan: where the robot fits and how far obstacles are."""
 
 import numpy as np
 import pytest
@@ -27,13 +27,6 @@ def test_robot_fits_only_where_its_radius_is_clear():
 def test_clearance_is_the_distance_to_the_nearest_obstacle():
     grid = make_room((3, 0, 3.2, 2))
     assert grid.clearance_at([2.525, 1.025]) == pytest.approx(0.475, abs=0.03)
-
-
-def test_line_of_sight_ends_at_a_wall():
-    grid = make_room((3, 0, 3.2, 2))
-    ends = np.array([[2.0, 3.0], [5.0, 1.0], [5.0, 3.0]])
-    starts = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 3.0]])
-    assert grid.line_is_free(starts, ends).tolist() == [True, False, True]
 
 
 def test_snap_moves_only_points_that_are_not_free():

@@ -124,3 +124,48 @@ def test_graphics_probe_answers_for_this_machine():
     environment = {**os.environ, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
     done = subprocess.run(probe, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def installs(setup_env, monkeypatch):
+    """Runs the script with its arguments; returns which sets of packages it installed."""
+    installed = []
+    monkeypatch.setattr(setup_env, "setup_hash", lambda _python, _ros: "hash")
+    monkeypatch.setattr(setup_env, "ensure_graphics", lambda: None)
+    monkeypatch.setattr(setup_env, "make_venv", lambda _python, _ros: None)
+    monkeypatch.setattr(setup_env, "install_packages", lambda _ros, what: installed.append(what))
+
+    def run(*arguments):
+        installed.clear()
+        monkeypatch.setattr(sys, "argv", ["setup_env.py", *arguments])
+        assert setup_env.main() == 0
+        return list(installed)
+
+    return run
+
+
+def test_the_demo_installs_less_and_going_to_and_fro_installs_once(installs):
+    assert installs("--for", "demo") == ["demo"]
+    assert installs("--for", "demo") == []
+    assert installs() == ["everything"]
+    assert installs() == installs("--for", "demo") == installs() == []
+
+
+def test_a_change_installs_again_what_was_there(setup_env, installs, monkeypatch):
+    assert installs() == ["everything"]
+    monkeypatch.setattr(setup_env, "setup_hash", lambda _python, _ros: "another")
+    assert installs("--for", "demo") == ["everything"]  # never half of it at the old pins
+    setup_env.STAMP.write_text("a stamp's hash of before there were two sets")
+    assert installs("--for", "demo") == ["everything"]
+
+
+def test_sets_of_packages_are_extras_of_the_package_and_the_larger_holds_the_smaller(setup_env):
+    demo, everything = (set(names.split(",")) for names in setup_env.EXTRAS.values())
+    source = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert demo < everything
+    assert all(f'"{name}": [' in source for name in everything)
+
+
+def test_make_test_and_lint_install_their_tools_and_make_demo_does_not():
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    assert {"test: setup", "lint: setup", "demo: demo-setup"} <= set(rules)

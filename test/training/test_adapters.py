@@ -16,9 +16,8 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.adapter_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    load_adapter,
     merge,
-    merge_into,
+    read_adapter,
     save_adapter,
 )
 from nvila_ros.training.adapters import AdaptConfig, adapt, parameter_groups
@@ -137,17 +136,7 @@ def test_the_tower_learns_slower(make_model):
 
 
 @choices
-def test_a_saved_adapter_gives_the_same_answers(make_model, config, tmp_path):
-    model = adapt(make_model(), config)
-    train_a_little(model, config)
-    save_adapter(tmp_path, model, config)
-    other = adapt(make_model(), config).eval()
-    load_adapter(tmp_path, other)
-    assert torch.equal(answer(other), answer(model))
-
-
-@choices
-def test_merged_is_the_adapter_in_memory_and_on_the_disk(make_model, tokenizer, config, tmp_path):
+def test_merged_answers_as_the_adapter_did_in_memory(make_model, tokenizer, config, tmp_path):
     weights.save(tmp_path / "base", make_model(), tokenizer, torch.float32)
     model = adapt(make_model(), config)
     train_a_little(model, config)
@@ -157,9 +146,7 @@ def test_merged_is_the_adapter_in_memory_and_on_the_disk(make_model, tokenizer, 
     merge(tmp_path / "adapter", tmp_path / "base", tmp_path / "merged")
     merged, _ = weights.load(tmp_path / "merged")
     torch.testing.assert_close(answer(merged), expected, rtol=1e-4, atol=1e-4)
-    plain = merge_into(model)
-    assert plain.state_dict().keys() == make_model().state_dict().keys()
-    torch.testing.assert_close(answer(plain), expected, rtol=1e-4, atol=1e-4)
+    assert merged.state_dict().keys() == make_model().state_dict().keys()
 
 
 def test_merging_keeps_the_precision_of_the_checkpoint(make_model, tokenizer, tmp_path):
@@ -186,17 +173,14 @@ def test_an_adapter_of_another_model_is_refused_and_leaves_nothing(make_model, t
     assert not (tmp_path / "merged").exists()
 
 
-def test_loading_an_adapter_that_does_not_fit_says_how(make_model, tmp_path):
+def test_what_is_no_adapter_of_this_package_is_named(make_model, tmp_path):
     save_adapter(tmp_path, adapt(make_model(), CHOICES["ln+lora"]), CHOICES["ln+lora"])
-    with pytest.raises(CheckpointError, match=r"does not learn|lacks"):
-        load_adapter(tmp_path, adapt(make_model(), CHOICES["lora+lora"]))
-    with pytest.raises(CheckpointError, match="another size"):
-        load_adapter(tmp_path, adapt(make_model(width=64), CHOICES["ln+lora"]))
+    assert read_adapter(tmp_path)[0] == CHOICES["ln+lora"]
     with pytest.raises(CheckpointError, match=CONFIG_FILE):
-        load_adapter(tmp_path / "nowhere", make_model())
+        read_adapter(tmp_path / "nowhere")
     (tmp_path / CONFIG_FILE).write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(CheckpointError, match="other tools"):
-        load_adapter(tmp_path, make_model())
+        read_adapter(tmp_path)
 
 
 def test_a_full_disk_leaves_the_earlier_adapter(make_model, tmp_path, monkeypatch):
@@ -218,7 +202,7 @@ def test_settings_out_of_range_are_errors():
         load(AdaptConfig, {"tower": "ln"})
 
 
-def test_qlora_trains_saves_and_needs_a_checkpoint_to_merge(make_model, tokenizer, tmp_path):
+def test_qlora_trains_saves_and_merges_into_the_checkpoint(make_model, tokenizer, tmp_path):
     pytest.importorskip("bitsandbytes")
     config = AdaptConfig(tower="layernorm", llm="qlora", rank=4)
     base = make_model(width=64)
@@ -229,8 +213,6 @@ def test_qlora_trains_saves_and_needs_a_checkpoint_to_merge(make_model, tokenize
     train_a_little(model, config)
     save_adapter(tmp_path / "adapter", model, config)
     assert not any("base_layer" in name for name in load_file(tmp_path / "adapter" / WEIGHTS_FILE))
-    with pytest.raises(ConfigError, match="nvila merge"):
-        merge_into(model)
     merge(tmp_path / "adapter", tmp_path / "base", tmp_path / "merged")
     merged, _ = weights.load(tmp_path / "merged")
     difference = (answer(merged) - answer(model)).norm() / answer(model).norm()

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from nvila_ros.training.fleet import EXAM, ORACLE, STOP, STUDENT, Fleet, FleetSettings
+from nvila_ros.sim.motion import STOP
+from nvila_ros.training.fleet import EXAM, ORACLE, STUDENT, Fleet, FleetSettings
 from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.view_labels import CATEGORY_NAMES, COLOUR_NAMES
 from nvila_ros.training.vocabulary import build_sequences
@@ -19,7 +20,7 @@ def drive():
     steps = []
     while fleet.active.any():
         steps.append(fleet.labels())
-        fleet.advance(None)
+        fleet.advance(steps[-1], None)
     fleet.close()
     return fleet, frames, steps
 
@@ -79,17 +80,17 @@ def test_a_failed_episode_is_met_again_under_the_restraint():
     assert (fleet.driver == EXAM).all() and fleet.greedy.all()
     first = fleet.labels()
     assert first.allowed.all() and (first.shown[:, :7] == -1).all()
-    fleet.advance(np.full(2, 4))  # 15 degrees left: no turn to the right is offered after it
-    assert not fleet.labels().allowed[:, 7:].any()
-    fleet.advance(np.full(2, STOP))  # far from the goal
+    fleet.advance(first, np.full(2, 4))  # 15 degrees left: no turn to the right is offered after it
+    second = fleet.labels()
+    assert not second.allowed[:, 7:].any()
+    fleet.advance(second, np.full(2, STOP))  # far from the goal
     assert not fleet.active.any() and not fleet.success.any()
     failed = list(fleet.episodes)
     assert fleet.begin_round(settings)
     assert fleet.episodes[0] is failed[0] and fleet.driver[0] == STUDENT
     # An episode that is failed for ever used to keep its apartment for ever.
     while fleet.active.any():
-        fleet.labels()
-        fleet.advance(np.full(int(fleet.active.sum()), 4))
+        fleet.advance(fleet.labels(), np.full(int(fleet.active.sum()), 4))
     assert fleet.failed and not fleet.begin_round(settings) and not fleet.episodes
     fleet.close()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A teacher that asks for nothing which its frames do not show."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -90,15 +91,65 @@ def test_costs_prefer_the_widest_turn_to_the_side():
     assert (costs[0, TURN_RAD <= 0] > costs[0, TURN_RAD > 0].max()).all()
 
 
+def test_it_turns_on_to_the_side_to_which_it_turned_or_was_told_to(teacher, episode):
+    """Not back: the restraint would forbid it, and the model learns to dance."""
+    goal, pose = episode.clauses[-1], before_goal(episode, away=True)
+    for sign, word in ((1, "left"), (-1, "right")):
+        teacher.start([episode], 8)
+        turned = np.stack([pose - np.array([0.0, 0.0, sign * math.radians(45)]), pose])
+        teacher.saw(np.array([0, 0]), np.array([0, 1]), turned)
+        assert side(teacher, len(episode.clauses) - 1, STOP, frames=2) == sign
+        told = replace(goal, kind="turn", landmark=None, text=f"turn {word}, and")
+        teacher.start([replace(episode, clauses=(told, goal))], 8)
+        teacher.saw(np.array([0]), np.array([0]), pose[None])
+        assert side(teacher, 1, STOP) == sign
+
+
+def test_what_was_found_on_a_spot_stays_found_there(teacher, episode):
+    """Though the frame that shows it falls out of the sampled ones."""
+    last, away = len(episode.clauses) - 1, before_goal(episode, away=True)
+    teacher.saw(np.array([0]), np.array([0]), away[None])
+    assert side(teacher, last, STOP) != 0
+    teacher.saw(np.array([0]), np.array([1]), before_goal(episode, away=False)[None])
+    assert side(teacher, last, LEFT, frames=2) == 0
+    teacher.saw(np.array([0]), np.array([2]), away[None])
+    blind = np.array([[-1] * 7 + [2]])
+    assert teacher.sides(np.array([0]), np.array([last]), blind, np.array([STOP]))[0] == 0
+
+
+def driven(seed, settings, frames):
+    """The motions by which each robot follows the teacher, and whether all arrive."""
+    fleet = Fleet(seed, settings, frames, build_sequences())
+    assert isinstance(fleet.planner, Planner)
+    turns_rad = [[] for _ in fleet.episodes]
+    while fleet.active.any():
+        labels = fleet.labels()
+        for robot, costs in zip(labels.robots, labels.costs, strict=True):
+            turns_rad[robot].append(TURN_RAD[costs.argmin()])
+        fleet.advance(labels, None)
+    fleet.close()
+    return turns_rad, fleet.success.all()
+
+
 def test_who_follows_it_arrives():
     settings = FleetSettings(
         num_robots=4, num_rounds=1, view_share=0.0, noise_levels=(0.0,), searches=True
     )
     frames = np.zeros((4, settings.max_frames, 192, 192, 3), np.uint8)
-    fleet = Fleet(880_201, settings, frames, build_sequences())
-    assert isinstance(fleet.planner, Planner)
-    while fleet.active.any():
-        fleet.labels()
-        fleet.advance(None)
-    fleet.close()
-    assert fleet.success.all()
+    assert driven(880_201, settings, frames)[1]
+
+
+def test_who_follows_it_does_not_turn_left_and_right_in_turn(monkeypatch):
+    def store(fleet, robots, slots, poses):
+        """Nothing is rendered: the teacher knows by the scene what a frame would show."""
+        if len(robots):
+            fleet.teacher.saw(robots, slots, poses)
+
+    monkeypatch.setattr(Fleet, "_store", store)
+    settings = FleetSettings(
+        num_robots=16, num_rounds=1, view_share=0.0, noise_levels=(0.0,), searches=True
+    )
+    turns_rad, has_arrived = driven(881_022, settings, None)
+    assert has_arrived
+    for each in turns_rad:
+        assert all(one * other >= 0.0 for one, other in itertools.pairwise(each))

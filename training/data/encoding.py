@@ -60,11 +60,6 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def num_answer_tokens(self) -> int:
-        """How many tokens are learned."""
-        return int((self.labels != IGNORED).sum())
-
 
 def encode(
     sample: Sample,

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from nvila_ros.errors import DataError
+from nvila_ros.errors import DataError, install_hint
 from nvila_ros.training.data.records import Files, record_of
 from nvila_ros.training.data.sample import Sample
 from nvila_ros.training.data.stream import BrokenRow
@@ -28,7 +28,7 @@ def webdataset_module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise DataError(
-            f"shards need the library webdataset ({error}); pip install 'nvila_ros[train]'"
+            f"shards need the library webdataset ({error}); {install_hint('train')}"
         ) from None
 
 

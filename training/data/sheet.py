@@ -81,9 +81,8 @@ def draw_sheet(cards: Sequence[Card], columns: int = 2) -> Image.Image:
         column = heights.index(min(heights))
         places.append((GAP_PX + column * (WIDTH_PX + GAP_PX), heights[column]))
         heights[column] += picture.height + GAP_PX
-    sheet = Image.new(
-        "RGB", (GAP_PX + columns * (WIDTH_PX + GAP_PX), max(heights)), (225, 225, 222)
-    )
+    size = (GAP_PX + columns * (WIDTH_PX + GAP_PX), max(heights))
+    sheet = Image.new("RGB", size, SHEET)
     for picture, place in zip(pictures, places, strict=True):
         sheet.paste(picture, place)
     return sheet

@@ -54,9 +54,7 @@ def int8_vision(
             keep_floats(network, float_layers)
             return network, frames
         target = Path(place) / "int8"
-        job = QuantizeJob(
-            model=folder, target=target, language="none", calibration=str(pictures)
-        )  # fmt: skip
+        job = QuantizeJob(model=folder, target=target, language="none", calibration=str(pictures))
         quantize(job, on_progress)
         network = load_vision(target)
         keep_floats(network, float_layers, load_vision(folder))

@@ -118,6 +118,7 @@ def document(found: dict[str, Any]) -> str:
         "lowest and highest clock of laptops).",
         "",
         f"Measured on {machine['gpu']} at commit {machine['commit']}, {machine['measured_at']}.",
+        "Kernels of later commits are not in it: [engine notes](engine_notes.md) has their times.",
         "",
         "How:",
         "- decode: bytes of a token (int4 weights with scales, int8 head, 1,024 places of cache)",

@@ -86,14 +86,18 @@ def test_packed_gradients_equal_those_of_each_sample_alone(
         )
 
 
+def num_learned(sample: Encoded) -> int:
+    return int((sample.labels != IGNORED).sum())
+
+
 def test_what_one_sample_holds_changes_nothing_in_another(
     model: Nvila, samples: list[Encoded]
 ) -> None:
     with torch.no_grad():
         here = losses(model, pack([samples[1], samples[2], samples[3]]), "split")
         there = losses(model, pack([samples[0], samples[2], samples[0]]), "split")
-    middle = samples[2].num_answer_tokens
-    first, other = samples[1].num_answer_tokens, samples[0].num_answer_tokens
+    middle = num_learned(samples[2])
+    first, other = num_learned(samples[1]), num_learned(samples[0])
     torch.testing.assert_close(here[first : first + middle], there[other : other + middle])
 
 
@@ -101,9 +105,9 @@ def test_a_batch_names_its_samples_and_weighs_their_targets(samples: list[Encode
     batch = pack(samples, multiple=128)
     assert len(batch) % 128 == 0 and batch.num_padding == len(batch) - sum(batch.lengths)
     assert batch.keys == ("n", "i", "t", "j") and sum(batch.segments) == len(batch)
-    assert batch.num_targets == sum(one.num_answer_tokens for one in samples)
+    assert batch.num_targets == sum(num_learned(one) for one in samples)
     weights = batch.target_weights[batch.targets != IGNORED]
-    assert weights.sum() == batch.num_targets - 0.5 * samples[1].num_answer_tokens
+    assert weights.sum() == batch.num_targets - 0.5 * num_learned(samples[1])
     assert (batch.target_weights[batch.targets == IGNORED] == 0).all()
     starts = np.cumsum([0, *batch.lengths])
     assert (batch.positions[starts] == 0).all() and batch.sample_ids[-1] == -1
