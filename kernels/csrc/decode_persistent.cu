@@ -13,6 +13,10 @@
 #include "decode_persistent_ring.cuh"
 #include "decode_persistent_rows.cuh"
 
+#ifndef NEXT_EARLY
+#define NEXT_EARLY 0  // the next kernel's blocks come as soon as there is room, not when all blocks are through
+#endif
+
 static_assert(most_quads(QKV) <= NUM_WARPS && most_quads(OUTPUT) <= NUM_WARPS, "one quad a warp");
 
 // What a lane will need when its sums are there, asked for before they are: of its pair of a quad.
@@ -132,33 +136,52 @@ __device__ __forceinline__ void finish_phase(const Step &step, int phase, int in
   if (phase == DOWN) finish<DOWN>(step, index, extras, tag);
 }
 
-__device__ __forceinline__ void prepare(const Step &step) {
+// What a warp's copies need, by each warp for itself.
+__device__ __forceinline__ void prepare_warp(const Step &step) {
+  const int lane = threadIdx.x % WARP, looker = NUM_WARPS - 1 - int(threadIdx.x / WARP);
   const u32 base = shared_address(step.shared);
-  if (threadIdx.x < NUM_WARPS * STAGES) make_barrier(base + BARRIERS_AT + threadIdx.x * 8);
-  if (threadIdx.x < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + threadIdx.x * 8);
+  if (lane < STAGES) make_barrier(Ring::barriers(base) + lane * 8);
+  if (lane == 0 && looker < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + looker * 8);
   publish_barriers();
   list_units(step);
+}
+
+// Nothing here was written by another kernel of the step. Ends with a barrier.
+__device__ __forceinline__ void prepare_layers(const Step &step) {
   const u64 *layers = reinterpret_cast<const u64 *>(step.from.layers);
   for (int i = threadIdx.x; i < LAYERS * int(sizeof(Layer)) / 8; i += THREADS)
     reinterpret_cast<u64 *>(step.shared + LAYERS_AT)[i] = layers[i];
-  const Share share(OUTPUT);
-  const __half *embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN + share.first * 4;
-  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
-  for (int i = threadIdx.x; i < share.count * 4; i += THREADS) residual[i] = __half2float(embedding[i]);
   __syncthreads();
+  if (blockIdx.x == BLOCKS - 1 && threadIdx.x == THREADS - WARP) ask_vectors(step.layer(0));
+}
+
+// The token, for every thread; its row of the table, for the block's outputs, which are read some barriers later.
+__device__ __forceinline__ void embed(const Step &step, int token) {
+  *reinterpret_cast<int *>(step.shared + TOKEN_AT) = token;  // the same by every thread: each may read it at once
+  const Share share(OUTPUT);
+  const __half *embedding = step.from.table + size_t(token) * HIDDEN + share.first * 4;
+  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
+  for (int i = int(threadIdx.x) - (THREADS - WARP); i >= 0 && i < share.count * 4; i += WARP)
+    residual[i] = __half2float(embedding[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__ Maps maps) {
   extern __shared__ __align__(1024) unsigned char room[];
   unsigned char *shared = room + (1024 - shared_address(room) % 1024) % 1024;
+  const Step nowhere = {arguments, maps, shared, 0};
+  prepare_warp(nowhere);
+  Ring ring(nowhere);
+  ring.fill(nowhere);
+  prepare_layers(nowhere);
+  wait_for_previous_kernel();  // which made the token, and which waited for the launch before
+  if (NEXT_EARLY) let_next_kernel_start();
   const Step step = {arguments, maps, shared, __ldcg(arguments.place)};
   const u32 epoch = __ldcg(arguments.epochs + blockIdx.x);
-  prepare(step);
-  Ring ring(step);
+  const int token = __ldcg(arguments.token);
   u32 key_parity = 0;
   ask_keys(step, 0);
-  ring.fill(step);
+  embed(step, token);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
@@ -180,6 +203,6 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
       ring.refill(now);
     }
   }
-  let_next_kernel_start();
+  if (!NEXT_EARLY) let_next_kernel_start();
   if (threadIdx.x == 0) arguments.epochs[blockIdx.x] = epoch + LAYERS;  // nobody else reads it
 }

@@ -110,12 +110,17 @@ __device__ __forceinline__ void copy_box_once(u32 target, const Map *map, int co
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
                "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
                ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier),
-               "l"(0x12F0000000000000ull) : "memory");
+               "l"(LEAVES_FIRST) : "memory");
 }
 
 __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void copy_bytes_once(u32 target, const void *source, int bytes, u32 barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+               ::"r"(target), "l"(source), "r"(bytes), "r"(barrier), "l"(LEAVES_FIRST) : "memory");
 }
 
 // Into L2, for who copies it later.

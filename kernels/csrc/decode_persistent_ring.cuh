@@ -85,7 +85,7 @@ struct Ring {
       expect_bytes(barrier, unit.y >> 16);
       (READS_ONCE ? copy_box_once : copy_box)(codes(base) + target * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
                unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
-      copy_bytes(scales(base) + target * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
+      (READS_ONCE > 1 ? copy_bytes_once : copy_bytes)(scales(base) + target * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
                  SCALE_BYTES, barrier);
     }
     next++;

@@ -129,7 +129,7 @@ __device__ __forceinline__ void receive_phase(const Step &step, int phase, int i
     receive<INTERMEDIATE, PLAIN>(step, words + INNER, nullptr, nullptr, tag);
   } else {
     const __half *embedding = nullptr;
-    if (phase == QKV && index == 0) embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN;
+    if (phase == QKV && index == 0) embedding = step.from.table + size_t(*reinterpret_cast<const int *>(step.shared + TOKEN_AT)) * HIDDEN;
     receive<HIDDEN, NORMED>(step, words + (phase == QKV ? HIDDEN_DOWN : HIDDEN_OUTPUT),
                             reinterpret_cast<const uint4 *>(embedding), layer.norms[phase == GATE_UP],
                             phase == QKV ? tag - 1 : tag);

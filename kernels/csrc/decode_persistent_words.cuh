@@ -16,6 +16,9 @@
 #ifndef POLL_SLEEP_NS
 #define POLL_SLEEP_NS 0
 #endif
+#ifndef POLL_FIRST
+#define POLL_FIRST 0  // sleep before the first look too
+#endif
 
 __device__ __forceinline__ void count_poll(int &polls) {
   if (++polls > MOST_POLLS) __trap();
@@ -57,7 +60,7 @@ __device__ __forceinline__ void wait_all(Any (&words)[COUNT], int wanted, u32 ta
   for (int i = 0; i < COUNT; i++)
     if (i < wanted) old |= 1u << i;
   for (int polls = 0; old; count_poll(polls)) {
-    if (POLL_SLEEP_NS && polls) __nanosleep(POLL_SLEEP_NS);
+    if (POLL_SLEEP_NS && (polls || POLL_FIRST)) __nanosleep(POLL_SLEEP_NS);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) words[i].look(old >> i & 1u, place_of(i));
 #pragma unroll
