@@ -7,6 +7,12 @@
 #ifndef MOST_EMPTY
 #define MOST_EMPTY 0  // places of a ring that may stay empty until blocks wait in attention
 #endif
+#ifndef ELECTS
+#define ELECTS 1
+#endif
+#ifndef REFILL_LAST
+#define REFILL_LAST 0  // a unit's place is filled again after its products, not before
+#endif
 #ifndef READS_ONCE
 #define READS_ONCE 1
 #endif
@@ -79,7 +85,7 @@ struct Ring {
     free--;
     if (next == units) next = 0, layer++;
     if (layer >= LAYERS || !units) return;
-    if (threadIdx.x % WARP == 0) {
+    if (ELECTS ? is_elected() : threadIdx.x % WARP == 0) {
       const uint4 unit = units_of_warp(step)[1 + next];
       const u32 base = shared_address(step.shared), barrier = barriers(base) + target * 8;
       expect_bytes(barrier, unit.y >> 16);
@@ -163,7 +169,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     }
     const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
-    ring.refill(step);
+    if (!REFILL_LAST) ring.refill(step);
     const uint4 sums_x = load_shared16(base + GROUP_SUMS_AT + column / 2);
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll
@@ -177,6 +183,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
     if (t < 2)
       sums[unit.w & 0xffffffu] = scaled(first, scales.x, sums_x.x, sums_x.y) + scaled(second, scales.y, sums_x.z, sums_x.w);
+    if (REFILL_LAST) __syncwarp(), ring.refill(step);
     ring.advance();
   }
 }

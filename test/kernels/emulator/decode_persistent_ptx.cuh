@@ -101,6 +101,7 @@ inline void copy_box(u32 target, const Map *map, int column, int row, int part, 
       }
   });
 }
+inline bool is_elected() { return threadIdx.x % 32 == 0; }
 inline void copy_box_once(u32 target, const Map *map, int column, int row, int part, int whole, u32 barrier) {
   copy_box(target, map, column, row, part, whole, barrier);
 }
