@@ -43,7 +43,7 @@ struct Looks {
 
   // Of whole tiles: keys past the end are there, or zeros, and will not be looked at.
   __device__ __forceinline__ void copy(const Step &step, int index, int tile) const {
-    if (threadIdx.x % WARP) return;
+    if (ELECTS > 1 ? !is_elected() : threadIdx.x % WARP) return;
     const u32 keys = shared_address(key_tile), values = shared_address(value_tile);
     order_copies();
     expect_bytes(barrier, 2 * TILE_BYTES);

@@ -7,9 +7,6 @@
 #ifndef MOST_EMPTY
 #define MOST_EMPTY 0  // places of a ring that may stay empty until blocks wait in attention
 #endif
-#ifndef ELECTS
-#define ELECTS 1
-#endif
 #ifndef REFILL_LAST
 #define REFILL_LAST 0  // a unit's place is filled again after its products, not before
 #endif
