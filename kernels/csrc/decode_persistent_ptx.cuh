@@ -95,10 +95,6 @@ __device__ __forceinline__ bool has_bytes(u32 barrier, u32 parity) {
   return is_there;
 }
 
-#ifndef ELECTS
-#define ELECTS 1  // 2: for keys and values too
-#endif
-
 // True in one lane of the warp, always the same; all lanes ask. The compiler then knows that the copies' operands
 // are one lane's, and does not go round the lanes for them.
 __device__ __forceinline__ bool is_elected() {
