@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The int4 product on a CPU: a dense weight kept where that is small, else torch's int4 kernel.
 
-Measured (docs/quantization.md): torch's kernel multiplies in bfloat16 and wins by bandwidth, so it
-is for large matrices; in float32 and float16 it is a slow loop and not exact either. Small
-matrices lie in the cache anyway, and a dense product of them is faster than any unpacking.
+Measured (docs/benchmarks/quantization_notes.md): torch's kernel multiplies in bfloat16 and wins by
+bandwidth, so it is for large matrices; in float32 and float16 it is a slow loop and not exact
+either. Small matrices lie in the cache anyway, and a dense product of them is faster than any
+unpacking.
 """
 
 from __future__ import annotations

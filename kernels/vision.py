@@ -16,6 +16,7 @@ from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 from nvila_ros.kernels.w8a8_hopper import BLOCK_K, FEW_ROWS, Epilogue
 
 ROW_BYTES = 128
+TURNS = True  # a kernel begins with the rows that the one before it wrote last
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
 
@@ -184,7 +185,7 @@ class VisionEncoder:
             device, self.num_patches, head_width
         )
         self._buffers = _Buffers(weights, max_frames, heads_apart=self.heads_apart)
-        self._passes: dict[int, list[Callable[[], object]]] = {}
+        self._passes: dict[int, list[Callable[[Tensor], object]]] = {}
 
     def inner_block(self, frames: int) -> int | None:
         """Columns of the MLP's inner values that share a scale; None: a scale for the whole row."""
@@ -192,16 +193,19 @@ class VisionEncoder:
         return BLOCK_K if self.fuse_inner and not is_few else None
 
     def encode(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """(F, 3, S, S) float16 in [-1, 1], F <= max_frames -> (F, P, D) float16, no final norm."""
+        """(F, 3, S, S) float16 in [-1, 1], F <= max_frames -> (F, P, D) float16, no final norm.
+
+        `out` is contiguous.
+        """
         frames = pixels.shape[0]
         assert 1 <= frames <= self.max_frames, f"{frames} frames, room for {self.max_frames}"
         if frames not in self._passes:
             self._passes[frames] = self._plan(frames)
         hidden = self._embed(pixels)
+        features = torch.empty_like(hidden) if out is None else out.view(hidden.shape)
         for step in self._passes[frames]:
-            step()
-        features = hidden.view(frames, self.num_patches, -1)
-        return features.clone() if out is None else out.copy_(features)
+            step(features)
+        return features.view(frames, self.num_patches, -1)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """(F, 3, S, S) -> the hidden rows (F * P, D): patches times the matrix, plus positions."""
@@ -228,13 +232,14 @@ class VisionEncoder:
         mixed = self._buffers.mixed[:rows].view(frames, self.num_patches, -1)
         if self.heads_apart:
             heads = qkv[:frames]
-            return heads, Epilogue(head_tokens=self.num_patches), HeadAttention(heads, mixed)
+            to_heads = Epilogue(head_tokens=self.num_patches, from_end=TURNS)
+            return heads, to_heads, HeadAttention(heads, mixed)
         flat = qkv[: rows * 3 * mixed.shape[2]].view(rows, -1)
         attend = FrameAttention(flat.view(frames, self.num_patches, -1), mixed, num_heads)
         return flat, Epilogue(), attend
 
-    def _plan(self, frames: int) -> list[Callable[[], object]]:
-        """Every launch of the layers, with its buffers bound."""
+    def _plan(self, frames: int) -> list[Callable[[Tensor], object]]:
+        """Every launch of the layers, with its buffers bound; each is given where features go."""
         buffers, weights, early = self._buffers, self.weights, self.programmatic
         rows = frames * self.num_patches
         hidden, mixed, codes = buffers.hidden[:rows], buffers.mixed[:rows], buffers.codes[:rows]
@@ -243,34 +248,48 @@ class VisionEncoder:
         qkv, to_heads, attend = self._attend(frames)
         fuses = self.inner_block(frames) is not None
         inner = buffers.inner[: 0 if fuses else wide_codes.numel()].view(-1, wide_codes.shape[1])
-        steps: list[Callable[[], object]] = []
+        steps: list[Callable[[Tensor], object]] = []
 
-        def norm(weight: Tensor, bias: Tensor) -> Callable[[], object]:
-            return lambda: vision_rows.layer_norm_quantize(
-                hidden, weight, bias, weights.eps, codes, scales, programmatic=early
+        def norm(weight: Tensor, bias: Tensor, *, from_end: bool) -> None:
+            steps.append(
+                lambda _: vision_rows.layer_norm_quantize(
+                    hidden, weight, bias, weights.eps, codes, scales,
+                    programmatic=early, from_end=from_end,
+                )
+            )  # fmt: skip
+
+        def quantize(source: Tensor, target: Tensor) -> None:
+            steps.append(
+                lambda _: vision_rows.quantize(
+                    source, target, scales, programmatic=early, from_end=TURNS
+                )
             )
 
         def linear(source: Tensor, layer: Int8Linear, out: Tensor, epilogue: Epilogue) -> None:
             bound = BoundLinear(source, layer.weight, layer.weight_scale, layer.bias, epilogue)
             residual = out if epilogue.residual else None
+            is_last = layer is weights.blocks[-1].fc2
             read = block_scales if epilogue.block_scales else scales
             written = block_scales if epilogue.codes_out else None
-            steps.append(lambda: bound.launch(read, out, residual, written, programmatic=early))
+            steps.append(
+                lambda features: bound.launch(
+                    read, features if is_last else out, residual, written, programmatic=early
+                )
+            )
 
         for block in weights.blocks:
-            steps.append(norm(block.norm1_weight, block.norm1_bias))
+            norm(block.norm1_weight, block.norm1_bias, from_end=False)
             linear(codes, block.qkv, qkv, to_heads)
-            steps.append(lambda: attend.launch(programmatic=early))
-            steps.append(lambda: vision_rows.quantize(mixed, codes, scales, programmatic=early))
+            steps.append(lambda _: attend.launch(programmatic=early))
+            quantize(mixed, codes)
             linear(codes, block.out, hidden, Epilogue(residual=True))
-            steps.append(norm(block.norm2_weight, block.norm2_bias))
+            norm(block.norm2_weight, block.norm2_bias, from_end=TURNS)
             if fuses:
                 linear(codes, block.fc1, wide_codes, Epilogue(gelu=True, codes_out=True))
-                linear(wide_codes, block.fc2, hidden, Epilogue(residual=True, block_scales=True))
+                of_blocks = Epilogue(residual=True, block_scales=True, from_end=TURNS)
+                linear(wide_codes, block.fc2, hidden, of_blocks)
                 continue
             linear(codes, block.fc1, inner, Epilogue(gelu=True))
-            steps.append(
-                lambda: vision_rows.quantize(inner, wide_codes, scales, programmatic=early)
-            )
+            quantize(inner, wide_codes)
             linear(wide_codes, block.fc2, hidden, Epilogue(residual=True))
         return steps

@@ -166,8 +166,13 @@ def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
     """The same for sm_90a alone: SigLIP's products for frames of 448 pixels."""
     for rows in (1024, 2048, 8192):
         codes = Epilogue(gelu=True, codes_out=rows > w8a8_hopper.FEW_ROWS)
-        blocks = Epilogue(residual=True, block_scales=codes.codes_out)
-        for epilogue in (Epilogue(head_tokens=1024), Epilogue(residual=True), codes, blocks):
+        blocks = Epilogue(residual=True, block_scales=codes.codes_out, from_end=codes.codes_out)
+        for epilogue in (
+            Epilogue(head_tokens=1024, from_end=True),
+            Epilogue(residual=True),
+            codes,
+            blocks,
+        ):
             inputs = SIGLIP_INNER if epilogue is blocks else SIGLIP_WIDTH
             tiling = w8a8_hopper.choose_tiling(rows, inputs, epilogue)
             yield w8a8_hopper.SOURCE, tiling.defines(epilogue)

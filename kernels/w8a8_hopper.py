@@ -25,6 +25,7 @@ class Epilogue:
     codes_out: bool = False  # int8 with a scale per row and BLOCK_K columns, instead of float16
     block_scales: bool = False  # the inputs have such scales
     head_tokens: int = 0  # rows of a frame where q|k|v go head by head (`vision_heads`); 0: rows
+    from_end: bool = False  # the last rows come first
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,6 @@ class Tiling:
     cluster_m: int = 1
     cluster_n: int = 1
     pingpong: bool = False
-    tail_n: int = 0  # width of the last column of tiles, where its products are narrower; 0: none
 
     @property
     def cluster(self) -> int:
@@ -59,7 +59,6 @@ class Tiling:
         return {
             "TILE_M": self.tile_m,
             "TILE_N": self.tile_n,
-            "TAIL_N": self.tail_n or self.tile_n,
             "STAGES": self.stages,
             "CLUSTER_M": self.cluster_m,
             "CLUSTER_N": self.cluster_n,
@@ -69,6 +68,7 @@ class Tiling:
             "CODES_OUT": int(epilogue.codes_out),
             "BLOCK_SCALES": int(epilogue.block_scales),
             "TOKENS": epilogue.head_tokens,
+            "FROM_END": int(epilogue.from_end),
         }
 
 
@@ -109,7 +109,8 @@ class HopperGemm:
         defines = {**tiling.defines(epilogue), **(extra_defines or {})}
         self._kernel = build.load(SOURCE, defines, codes.device.index).kernel("w8a8_gemm")
         self._codes = driver.tensor_map(codes, (tiling.tile_m // tiling.cluster_n, TILE_K), 128)
-        self._weight = driver.tensor_map(weight, (tiling.tile_n // tiling.cluster_m, TILE_K), 128)
+        box = (tiling.tile_n // tiling.cluster_m, TILE_K)
+        self._weight = driver.tensor_map(weight, box, 128)
         fitting = self._kernel.max_clusters(tiling.cluster, THREADS, tiling.shared_bytes)
         clusters = min(tiling.num_tiles(self.m, self.n), fitting)
         self._blocks = clusters * tiling.cluster

@@ -25,7 +25,6 @@ from nvila_ros.models.onnx_vision import INPUT, OUTPUT
 
 RTX, PLAIN = "tensorrt_rtx", "tensorrt"
 LIBRARIES = (RTX, PLAIN)
-REMEDIES = {RTX: install_hint("tensorrt-rtx"), PLAIN: ".venv/bin/pip install tensorrt"}
 RTX_GPUS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 CURRENT = "current"
 
@@ -37,7 +36,9 @@ def import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"{name} cannot be imported ({error}); {REMEDIES[name]}") from None
+        bindings = ".venv/bin/pip install tensorrt"
+        remedy = install_hint("tensorrt-rtx") if name == RTX else bindings
+        raise ConfigError(f"{name} cannot be imported ({error}); {remedy}") from None
 
 
 def gpu_name(device: torch.device | None = None) -> str:

@@ -102,6 +102,13 @@ class DriverName(str, enum.Enum):
 SeedsOption = Annotated[
     str, typer.Option("--seeds", "--seed", help="Episodes A:B (B excluded) or one number.")
 ]
+ControlOption = Annotated[
+    ControlName,
+    typer.Option(help="What the model must do without: blind to images, deaf to the words."),
+]
+SharedDeviceOption = Annotated[
+    str, typer.Option(help="Torch device that all --workers share: cpu, cuda, cuda:1 or auto.")
+]
 RequireOption = Annotated[
     bool, typer.Option("--require-success", help=f"Exit with {EXIT_NOT_ARRIVED} on a failure.")
 ]
@@ -155,19 +162,13 @@ def demo(
 @app.command()
 def simulate(
     seeds: SeedsOption,
-    control: Annotated[
-        ControlName,
-        typer.Option(help="What the model must do without: blind to images, deaf to the words."),
-    ] = ControlName.none,
+    control: ControlOption = ControlName.none,
     policy: Annotated[DriverName, typer.Option(help="Who drives.")] = DriverName.model,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.", show_default="number of cores")
     ] = None,
     model: ModelOption = NANO_FOLDER,
-    device: Annotated[
-        str,
-        typer.Option(help="Torch device that all --workers share: cpu, cuda, cuda:1 or auto."),
-    ] = "cpu",
+    device: SharedDeviceOption = "cpu",
     backend: BackendOption = BackendName.auto,
     vision_backend: VisionBackendOption = VisionBackendName.auto,
     mirror: Annotated[

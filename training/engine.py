@@ -143,9 +143,12 @@ class Engine:
             with ranks.accumulate(self.learner):
                 loss = self.learner(batch.to(ranks.device, self._pixel_dtype))
                 losses.append(loss.detach().float())
-                if number == len(micro) - 1:  # DeepSpeed steps in the last backward pass
+                if number == len(micro) - 1 and ranks.kind == "deepspeed":
+                    # It steps in the last backward pass; elsewhere the host need not wait yet.
                     mean = self._mean_loss(losses, micro, total["weight"])
                 accelerator.backward(loss * scale)
+        if ranks.kind != "deepspeed":
+            mean = self._mean_loss(losses, micro, total["weight"])
         norm = self._clip(micro)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -199,7 +202,9 @@ class Engine:
                 for batch in micro
             ),
         }
-        values = torch.tensor([*counts.values()], dtype=torch.float64, device=self.ranks.device)
+        # One process need not ask the device, which is still busy with the step before.
+        device = self.ranks.device if self.ranks.count > 1 else "cpu"
+        values = torch.tensor([*counts.values()], dtype=torch.float64, device=device)
         return dict(zip(counts, self.ranks.sum(values).tolist(), strict=True))
 
     def _mean_loss(self, losses: list[Tensor], micro: list[PackedBatch], weight: float) -> float:

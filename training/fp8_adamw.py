@@ -10,11 +10,13 @@ nothing.
 Weights in bfloat16 are rounded stochastically: a step far below their spacing still moves them as
 often as it should. The random bits are a hash of (step, parameter, place), so a resumed run is
 bit-identical. On CUDA one Triton kernel does a parameter; elsewhere, as the kernel's twin, torch.
+Small parameters keep float32 moments and take their step together (`fp8_adamw_small`).
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.training.fp8_adamw_small import SmallTensors, random_seed, update_small
 from nvila_ros.training.sharded import local
 
 BLOCK = 256  # neighbours that share a scale
@@ -60,15 +63,25 @@ class Float8AdamW(torch.optim.Optimizer):
                 loss = closure()
         number = 0
         for group in self.param_groups:
+            small: defaultdict[tuple[Any, ...], SmallTensors] = defaultdict(SmallTensors)
             for parameter in group["params"]:
                 number += 1
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group, number)
+                    self._update(parameter, parameter.grad, group, number, small)
+            for (step, *_), tensors in small.items():
+                factors = step_factors(group, step)
+                update_small(tensors, factors, step, _step, round_stochastically)
         return loss
 
     def _update(
-        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], number: int
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        group: dict[str, Any],
+        number: int,
+        small: dict[tuple[Any, ...], SmallTensors],
     ) -> None:
+        """Takes the step, or notes in `small` what takes it with its like."""
         weight, gradient = local(parameter.detach()), local(gradient)
         if weight.dtype not in (torch.float32, torch.bfloat16):
             raise ConfigError(
@@ -82,10 +95,12 @@ class Float8AdamW(torch.optim.Optimizer):
         state["step"] += 1
         if not weight.numel():
             return  # a small parameter on many ranks
-        update = _update_plain
-        if "first_scale" in state:
-            update = _kernel_for(weight) or update_blocks
         moments = {key: local(value) for key, value in state.items() if key != "step"}
+        if "first_scale" not in state:
+            key = (state["step"], weight.dtype, gradient.dtype, weight.device)
+            small[key].add(weight, gradient, moments, number)
+            return
+        update = _kernel_for(weight) or update_blocks
         factors = step_factors(group, state["step"])
         update(weight, gradient.contiguous(), moments, factors, random_seed(state["step"], number))
 
@@ -138,11 +153,6 @@ def step_factors(group: dict[str, Any], step: int) -> tuple[float, ...]:
         1.0 - first_beta**step,
         (1.0 - second_beta**step) ** 0.5,
     )
-
-
-def random_seed(step: int, number: int) -> int:
-    """31 bits that differ from step to step and from parameter to parameter."""
-    return (step * 0x9E3779B1 + number * 0x85EBCA6B) & 0x7FFFFFFF
 
 
 def hashed(index: Tensor, seed: int) -> Tensor:
@@ -202,24 +212,6 @@ def update_blocks(
             index = torch.arange(places.start, places.stop, device=weight.device)
             values = round_stochastically(values, index, seed)
         flat[places] = values
-
-
-def _update_plain(
-    weight: Tensor,
-    gradient: Tensor,
-    state: dict[str, Tensor],
-    factors: tuple[float, ...],
-    seed: int,
-) -> None:
-    """Small tensors: float32 moments."""
-    moments = state["first"], state["root"]
-    values, first, root = _step(weight.float(), gradient.float(), *moments, factors)
-    state["first"].copy_(first)
-    state["root"].copy_(root)
-    if weight.dtype == torch.bfloat16:
-        index = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
-        values = round_stochastically(values, index, seed)
-    weight.copy_(values)
 
 
 def _step(

@@ -49,7 +49,8 @@ class Learner(nn.Module):
         head = model.llm.model.embed_tokens if model.llm.lm_head is None else model.llm.lm_head
         weight, labels, weights = head.weight, batch.targets, batch.target_weights
         if not self.time_ids:
-            return linear_cross_entropy(hidden, weight, labels, weights, self.loss)
+            rows = batch.target_rows
+            return linear_cross_entropy(hidden, weight, labels, weights, self.loss, rows=rows)
         time_ids = torch.tensor(self.time_ids, device=labels.device)
         is_time = torch.isin(labels, time_ids)
         plain = labels.masked_fill(is_time, IGNORED)

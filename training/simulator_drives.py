@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -157,15 +156,11 @@ def video_samples(
             samples.append(_video(driven, source, "first", question, f"The {one.name}."))
             break
     if num_time_tokens and passed:
-        thing = passed[rng.integers(len(passed))]
-        whole = slice(0, len(driven.poses))
-        samples.append(_when(driven, source, thing, num_time_tokens, whole))
-        for number in range(1, spans_per_drive):
+        for number in range(spans_per_drive):
             thing = passed[rng.integers(len(passed))]
-            stretch = _stretch(driven, thing, rng)
-            sample = _when(driven, source, thing, num_time_tokens, stretch)
-            key = f"{driven.episode.seed}/{number}/when"
-            samples.append(dataclasses.replace(sample, key=key))
+            window = _stretch(driven, thing, rng) if number else slice(0, len(driven.poses))
+            task = f"{number}/when" if number else "when"
+            samples.append(_when(driven, source, task, thing, num_time_tokens, window))
     return samples
 
 
@@ -201,14 +196,16 @@ def _stretch(driven: Drive, thing: Pass, rng: np.random.Generator) -> slice:
     return slice(begin, end)
 
 
-def _when(driven: Drive, source: str, thing: Pass, num_time_tokens: int, window: slice) -> Sample:
+def _when(
+    driven: Drive, source: str, task: str, thing: Pass, num_time_tokens: int, window: slice
+) -> Sample:
     last_frame, last_token = window.stop - window.start - 1, num_time_tokens - 1
-    frames = (thing.first - window.start, thing.last - window.start)
-    begin, end = (round(min(max(f, 0), last_frame) / last_frame * last_token) for f in frames)
-    spans_s = tuple(min(max(f, 0), last_frame) * UNIT_S for f in frames)
+    first, last = thing.first - window.start, thing.last - window.start
+    begin, end = (round(f / last_frame * last_token) for f in (first, last))
+    span_s = (first * UNIT_S, last * UNIT_S)
     question = f"When did you pass the {thing.name}?"
     answer = f"From <t{begin}> to <t{end}>."
-    return _video(driven, source, "when", question, answer, window, (spans_s,))
+    return _video(driven, source, task, question, answer, window, (span_s,))
 
 
 def _video(

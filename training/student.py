@@ -13,8 +13,7 @@ from nvila_ros.training.objectives import AnswerTable, fuse, normalise
 from nvila_ros.training.replay import BLACK_SLOT, FrameRing
 from nvila_ros.training.sequences import SequenceBuilder
 
-ENCODE_ROWS = 128  # frames and robots at once: the shapes are constant
-DECIDE_ROWS = 128
+DECIDE_ROWS = 128  # frames, or robots, at once: the shapes are constant
 
 
 class Student:
@@ -31,7 +30,9 @@ class Student:
         sequences: SequenceBuilder,
         ring: FrameRing,
         captured: bool = False,
+        num_rows: int = DECIDE_ROWS,
     ) -> None:
+        self.num_rows = num_rows
         self.model, self.answers, self.sequences, self.ring = model, answers, sequences, ring
         device = model.device
         self.device = device
@@ -39,14 +40,14 @@ class Student:
         self.places = torch.tensor(sequences.navigation_image_places, device=device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
         self.encoded = np.full(ring.capacity, -1, np.int64)  # ticket whose features a slot holds
-        self.branch = _branching_place(answers)
+        self.branch = branching_place(answers)
         self.shape = {
-            "slots": torch.zeros(ENCODE_ROWS, dtype=torch.long, device=device),
+            "slots": torch.zeros(num_rows, dtype=torch.long, device=device),
             "shown": torch.zeros(
-                (DECIDE_ROWS, sequences.config.num_video_frames), dtype=torch.long, device=device
+                (num_rows, sequences.config.num_video_frames), dtype=torch.long, device=device
             ),
-            "ids": torch.full((DECIDE_ROWS, sequences.prompt_length), sequences.pad_id).to(device),
-            "lengths": torch.full((DECIDE_ROWS,), sequences.min_length, device=device),
+            "ids": torch.full((num_rows, sequences.prompt_length), sequences.pad_id).to(device),
+            "lengths": torch.full((num_rows,), sequences.min_length, device=device),
         }
         # Urgent: fleets wait for the answers, the trainer's step beside them takes far longer.
         self._encode_slots = Captured(self._encode_now, captured, priority=-1)
@@ -73,8 +74,8 @@ class Student:
             return np.zeros(0, np.int64)
         self._encode(shown)
         slots = self.ring.slots(shown)
-        for begin in range(0, len(shown), DECIDE_ROWS):
-            rows = slice(begin, begin + DECIDE_ROWS)
+        for begin in range(0, len(shown), self.num_rows):
+            rows = slice(begin, begin + self.num_rows)
             found = self._score_rows(
                 self._padded("shown", slots[rows]),
                 self._padded("ids", prompt_ids[rows]),
@@ -90,8 +91,8 @@ class Student:
         slots = self.ring.slots(tickets)
         fresh = (self.encoded[slots] != tickets) | (tickets == BLACK_SLOT)
         tickets, slots = tickets[fresh], slots[fresh]
-        for begin in range(0, len(slots), ENCODE_ROWS):
-            self._encode_slots(self._padded("slots", slots[begin : begin + ENCODE_ROWS]))
+        for begin in range(0, len(slots), self.num_rows):
+            self._encode_slots(self._padded("slots", slots[begin : begin + self.num_rows]))
         self.encoded[slots] = tickets
 
     def _padded(self, name: str, rows: np.ndarray) -> Tensor:
@@ -123,7 +124,7 @@ class Student:
         return logits[:, self.answers.ids[:, self.branch]].log_softmax(-1)
 
 
-def _branching_place(answers: AnswerTable) -> int:
+def branching_place(answers: AnswerTable) -> int:
     """The one place at which the answers part; the vocabulary has a token per ending."""
     differs = [len(set(column)) for column in answers.ids.T.tolist()]
     places = [place for place, count in enumerate(differs) if count > 1]

@@ -8,9 +8,7 @@
 //   grid (row tiles, key-value heads, parts of the keys), 128 threads
 //
 // Defines: HEAD_DIM (64 or 128).
-#include <cuda_fp16.h>
-
-typedef unsigned int u32;
+#include "mma.cuh"
 
 constexpr int KEYS = 64;  // of one step
 constexpr int CHUNKS = HEAD_DIM / 8;
@@ -31,24 +29,10 @@ struct Problem {
     float scale;  // of scores, times log2(e)
 };
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address));
-}
 __device__ __forceinline__ void load_transposed(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(address));
-}
-__device__ __forceinline__ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ u32 round_pair(float a, float b) {
     half2 pair = __floats2half2_rn(a, b);
@@ -120,8 +104,8 @@ __device__ __forceinline__ void step(State& s, const u32 (&visible)[2], u32 keys
         for (int n = 0; n < 4; ++n) {
             u32 b[4];
             load_matrices(b, place(keys, n * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
-            mma(scores[2 * n], s.query[k], b[0], b[1]);
-            mma(scores[2 * n + 1], s.query[k], b[2], b[3]);
+            mma_float(scores[2 * n], s.query[k], b[0], b[1]);
+            mma_float(scores[2 * n + 1], s.query[k], b[2], b[3]);
         }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -155,8 +139,8 @@ __device__ __forceinline__ void step(State& s, const u32 (&visible)[2], u32 keys
         for (int n = 0; n < COLUMNS / 2; ++n) {
             u32 b[4];
             load_transposed(b, place(values, k * 16 + lane / 8 % 2 * 8 + lane % 8, n * 2 + lane / 16));
-            mma(s.sums[2 * n], a, b[0], b[1]);
-            mma(s.sums[2 * n + 1], a, b[2], b[3]);
+            mma_float(s.sums[2 * n], a, b[0], b[1]);
+            mma_float(s.sums[2 * n + 1], a, b[2], b[3]);
         }
     }
 }

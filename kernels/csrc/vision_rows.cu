@@ -67,8 +67,7 @@ struct Packed {
     }
 };
 
-__device__ __forceinline__ Row load_row(const __half* row, int thread) {
-    const Packed packed(row, thread);
+__device__ __forceinline__ Row unpack_row(const Packed& packed) {
     Row result;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) unpack(result.values[i], packed.values[i]);
@@ -150,15 +149,6 @@ __device__ __forceinline__ float gelu(float value) {
     return 0.5f * value + 0.5f * value * tanh_inner;
 }
 
-struct Place {
-    int row, thread;
-};
-
-__device__ __forceinline__ Place place() {
-    return {static_cast<int>(blockIdx.x * ROWS + threadIdx.x / THREADS),
-            static_cast<int>(threadIdx.x % THREADS)};
-}
-
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;\n" ::: "memory");
@@ -171,46 +161,85 @@ __device__ __forceinline__ void let_next_kernel_start() {
 #endif
 }
 
-// Rows past the end repeat the last one, so that every thread reaches every barrier.
-#define FIND_ROW                                                    \
-    __shared__ float exchange[ROWS * WARPS];                        \
-    const Place here = place();                                     \
-    const size_t index = here.row < rows ? here.row : rows - 1;     \
-    let_next_kernel_start();
+// Which row is the `number`-th. From the end, because what wrote them has left the last ones in the
+// second-level cache. Past the end it is again the last of them, so that every thread reaches every barrier.
+__device__ __forceinline__ size_t place(int number, int rows, int from_end) {
+    const int within = min(number, rows - 1);
+    return from_end ? rows - 1 - within : within;
+}
 
-#define TAKE_ROW(inputs)                                            \
-    wait_for_previous_kernel();                                     \
-    Row row = load_row((inputs) + index * WIDTH, here.thread);
+// Every so many-th row for the THREADS threads that share one: take(row, index, thread) follows, while the
+// next row is on its way.
+template <typename Take>
+__device__ __forceinline__ void for_every_row(
+    const __half* inputs, int rows, int from_end, Take take) {
+    const int thread = threadIdx.x % THREADS, step = gridDim.x * ROWS;
+    int row = blockIdx.x * ROWS + threadIdx.x / THREADS, first = blockIdx.x * ROWS;
+    wait_for_previous_kernel();
+    size_t index = place(row, rows, from_end);
+    Packed now(inputs + index * WIDTH, thread);
+    while (true) {
+        first += step;
+        row += step;
+        const bool is_last = first >= rows;
+        const size_t next_index = is_last ? index : place(row, rows, from_end);
+        const Packed next = is_last ? now : Packed(inputs + next_index * WIDTH, thread);
+        Row values = unpack_row(now);
+        take(values, index, thread);
+        if (is_last) return;
+        now = next;
+        index = next_index;
+    }
+}
+
+// One row alone: where nothing but the row is read, more blocks hide as much as rows in turn do.
+template <typename Take>
+__device__ __forceinline__ void take_row(const __half* inputs, int rows, int from_end, Take take) {
+    const int thread = threadIdx.x % THREADS;
+    wait_for_previous_kernel();
+    const size_t index = place(blockIdx.x * ROWS + threadIdx.x / THREADS, rows, from_end);
+    Row values = unpack_row(Packed(inputs + index * WIDTH, thread));
+    take(values, index, thread);
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
     layer_norm_quantize(const __half* hidden,  // (rows, WIDTH)
                         const __half* weight, const __half* bias,  // (WIDTH,)
                         signed char* codes,  // (rows, WIDTH), rows code_stride bytes apart
                         float* scales,       // (rows,)
-                        int rows, int code_stride, float eps) {
-    FIND_ROW
-    const Packed scales_of_columns(weight, here.thread), shifts(bias, here.thread);  // no kernel writes them
-    TAKE_ROW(hidden)
-    normalize(row, scales_of_columns, shifts, eps, here.thread, exchange);
-    quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
+                        int rows, int code_stride, int from_end, float eps) {
+    __shared__ float exchange[ROWS * WARPS];
+    let_next_kernel_start();
+    const Packed scales_of_columns(weight, threadIdx.x % THREADS);  // no kernel writes these
+    const Packed shifts(bias, threadIdx.x % THREADS);
+    for_every_row(hidden, rows, from_end, [&](Row& row, size_t index, int thread) {
+        normalize(row, scales_of_columns, shifts, eps, thread, exchange);
+        quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
-    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
-    FIND_ROW
-    TAKE_ROW(inputs)
-    quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
+    quantize(const __half* inputs, signed char* codes, float* scales, int rows, int code_stride,
+             int from_end) {
+    __shared__ float exchange[ROWS * WARPS];
+    let_next_kernel_start();
+    take_row(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
+        quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
     gelu_quantize(
-        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride) {
-    FIND_ROW
-    TAKE_ROW(inputs)
+        const __half* inputs, signed char* codes, float* scales, int rows, int code_stride,
+        int from_end) {
+    __shared__ float exchange[ROWS * WARPS];
+    let_next_kernel_start();
+    take_row(inputs, rows, from_end, [&](Row& row, size_t index, int thread) {
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
+        for (int i = 0; i < EACH; ++i) {
 #pragma unroll
-        for (float& value : row.values[i]) value = gelu(value);
-    }
-    quantize_row(row, codes + index * code_stride, scales + index, here.thread, exchange);
+            for (float& value : row.values[i]) value = gelu(value);
+        }
+        quantize_row(row, codes + index * code_stride, scales + index, thread, exchange);
+    });
 }

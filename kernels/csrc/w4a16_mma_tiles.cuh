@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // W4A16 on any GPU from sm_80 up: shapes of a tile, instructions, scales of a row, and where rows lie.
 #pragma once
-#include <cuda_fp16.h>
-
-typedef unsigned int u32;
+#include "mma.cuh"
 
 constexpr int GROUP = 128;
 constexpr int STEP = 64;  // of K in one stage
@@ -24,9 +22,6 @@ constexpr int MOST_HALVINGS = 12;
 
 static_assert(TILE_TOKENS * PITCH * 2 <= STAGES * STAGE_BYTES, "the staged output reuses the ring");
 
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-    return (u32)__cvta_generic_to_shared(pointer);
-}
 // 16 bytes, or zeros where `is_inside` is false.
 __device__ __forceinline__ void copy16(u32 shared, const void* from, bool is_inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(from), "r"(is_inside ? 16 : 0));
@@ -35,11 +30,6 @@ __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_
 template <int pending>
 __device__ __forceinline__ void copies_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
-}
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], u32 address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address));
 }
 __device__ __forceinline__ void load16(u32 (&r)[4], u32 address) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
@@ -52,14 +42,6 @@ __device__ __forceinline__ void mma_half(u32 (&d)[2], const u32 (&a)[4], u32 b0,
         : "+r"(d[0]), "+r"(d[1])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ void mma_float(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 __device__ __forceinline__ u32 bits(half2 value) { return *(u32*)&value; }
 __device__ __forceinline__ half2 pair(u32 value) { return *(half2*)&value; }
 

@@ -2,21 +2,7 @@
 // What becomes of a tile's sums: scales, bias, GELU, then fp16 with a residual, or int8 codes again.
 #pragma once
 
-#include "w8a8_tiles.cuh"
-
-// Where the 8 outputs of a row from `column` lie, in elements (fewer than 2^31): side by side or, of q|k|v
-// for attention over frames of TOKENS rows, head by head.
-__device__ __forceinline__ unsigned place(unsigned row, unsigned column, Shape shape) {
-#if TOKENS
-    constexpr unsigned HEAD = heads::head_bytes(heads::blocks_of(TOKENS)) / 2;
-    const unsigned head = column / heads::WIDTH, part = column % heads::WIDTH / 8;
-    const unsigned first = row / TOKENS * (static_cast<unsigned>(shape.n) / heads::WIDTH) + head;
-    const bool is_value = 3 * column >= 2 * static_cast<unsigned>(shape.n);
-    return first * HEAD + heads::vector_offset(row % TOKENS, part, heads::blocks_of(TOKENS), is_value) / 2;
-#else
-    return row * shape.out_stride + column;
-#endif
-}
+#include "w8a8_places.cuh"
 
 struct Epilogue {
     const float* row_scale;
@@ -73,9 +59,6 @@ __device__ __forceinline__ void pause(Shape shape) {
 
 // A warp's sums of 8 columns lie two to a lane. Lanes of a quad trade theirs of four such blocks: each gets
 // one block whole, 16 bytes of fp16, past shared memory, which the other warpgroup's products need.
-constexpr int COLUMN_BLOCKS = TILE_N / 8;
-constexpr int GROUPS = (COLUMN_BLOCKS + 3) / 4;  // of four blocks; the last may have two
-
 // words[b] of lane t (of a quad) becomes words[t] of lane b.
 __device__ __forceinline__ void transpose(unsigned (&words)[4], int lane) {
     const bool is_odd = lane & 1, is_high = lane & 2;
@@ -112,32 +95,6 @@ struct Columns {
             if (4 * group + b >= COLUMN_BLOCKS) continue;
             pairs[b] = load_pair(columns, 4 * group + b, lane);
         }
-    }
-};
-
-// Where a lane's vectors of a group lie, from row `lane / 4`: the others are 8, 64, 72 ... rows further.
-struct Vectors {
-    unsigned row, column, start, step;  // step: elements to the next row
-    int rows;                           // that are inside the output, from the first; 0: no column is
-
-    __device__ __forceinline__ Vectors(
-        int first_row, int first_column, int group, Shape shape, int lane) {
-        row = first_row + lane / 4;
-        column = first_column + group * 32 + lane % 4 * 8;
-        const bool inside = column < shape.n && 4 * group + lane % 4 < COLUMN_BLOCKS;
-        rows = inside ? shape.m - static_cast<int>(row) : 0;
-        start = place(row, column, shape);
-#if TOKENS
-        const bool is_thin = column % heads::WIDTH >= heads::HIGH && 3 * column < 2 * shape.n;
-        step = is_thin ? 16 : heads::HIGH;
-#else
-        step = shape.out_stride;
-#endif
-    }
-
-    __device__ __forceinline__ unsigned at(int further, Shape shape) const {
-        constexpr bool EVEN = TOKENS == 0 || TOKENS % TILE_M == 0;  // else a tile may lie in two frames
-        return EVEN ? start + further * step : place(row + further, column, shape);
     }
 };
 
@@ -199,8 +156,14 @@ __device__ __forceinline__ void store_rows(
     int column, Shape shape, const Epilogue& epilogue, const float2* columns, int lane) {
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) {
-        const Columns pairs(columns, group, lane);
         const Vectors vectors(row, column, group, shape, lane);
+        uint4 added[2 * BLOCKS];
+#pragma unroll
+        for (int i = 0; i < 2 * BLOCKS; ++i) {
+            if (RESIDUAL && HELD) added[i] = held[group][i];
+            else if (RESIDUAL) added[i] = load_residual(vectors, i / 2 * 64 + i % 2 * 8, shape, epilogue);
+        }
+        const Columns pairs(columns, group, lane);
 #pragma unroll
         for (int i = 0; i < 2 * BLOCKS; ++i) {
             const int block = i / 2, half = i % 2, further = block * 64 + half * 8;
@@ -213,11 +176,15 @@ __device__ __forceinline__ void store_rows(
             }
             transpose(words, lane);
             uint4 packed = make_uint4(words[0], words[1], words[2], words[3]);
-            if (RESIDUAL) {
-                packed = add_halves(packed, HELD ? held[group][half] : load_residual(vectors, further, shape, epilogue));
-            }
-            store_if(further < vectors.rows,
-                     static_cast<__half*>(epilogue.out) + vectors.at(further, shape), packed);
+            if (RESIDUAL) packed = add_halves(packed, added[i]);
+            __half* out = static_cast<__half*>(epilogue.out);
+            const unsigned offset = vectors.at(further, shape);
+            store_if(further < vectors.rows, out + offset, packed);
+#if TOKENS
+            // The other half of 32 bytes, which stays zero: memory is written in whole sectors.
+            store_if(further < vectors.rows && vectors.place.is_thin, out + (offset ^ 8),
+                     make_uint4(0, 0, 0, 0));
+#endif
         }
         pause(shape);
     }

@@ -12,9 +12,9 @@
 // CODES_OUT: the output is quantized again, with one scale per row and tile of 192 columns;
 // BLOCK_SCALES: the codes come with such scales, and sums are scaled block by block.
 //
-// Defines: TILE_M, TILE_N, TAIL_N (TILE_N: no tail), STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU,
-// RESIDUAL, CODES_OUT, BLOCK_SCALES, TOKENS (of a frame, where the output is q|k|v for attention, head
-// by head as in vision_heads.cuh; 0: rows).
+// Defines: TILE_M, TILE_N, STAGES, CLUSTER_M, CLUSTER_N, PINGPONG, GELU, RESIDUAL, CODES_OUT, BLOCK_SCALES,
+// TOKENS (of a frame, where the output is q|k|v for attention, head by head as in vision_heads.cuh; 0: rows),
+// FROM_END (the last rows come first: whoever wrote them has left them in the second-level cache).
 #include "w8a8_blocks.cuh"
 #include "w8a8_epilogue.cuh"
 #include "w8a8_products.cuh"
@@ -34,7 +34,7 @@ __device__ __forceinline__ void end_turn() {
 }
 
 #if BLOCK_SCALES
-static_assert(!PINGPONG && BLOCKS == 1 && !HAS_TAIL, "two warpgroups share tiles of 128 rows");
+static_assert(!PINGPONG && BLOCKS == 1, "two warpgroups share tiles of 128 rows");
 
 __device__ __forceinline__ void multiply_tile_blocks(
     float (&total)[TILE_N / 2], unsigned ring, Tail& tail, int iteration, int steps_k, int group_row,
@@ -88,11 +88,7 @@ __device__ __forceinline__ void consume(
         const auto finish = [] {
             if (PINGPONG) end_turn();
         };
-        if (HAS_TAIL && tiles.is_tail) {
-            multiply_tile<TAIL_N>(total, ring, tail, iteration, steps_k, group_row, release, finish);
-        } else {
-            multiply_tile<TILE_N>(total, ring, tail, iteration, steps_k, group_row, release, finish);
-        }
+        multiply_tile(total, ring, tail, iteration, steps_k, group_row, release, finish);
 #endif
         iteration += (PINGPONG ? 2 : 1) * steps_k;
         named_barrier(1 + group, 128);  // this tile's columns have been written

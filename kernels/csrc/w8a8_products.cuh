@@ -7,26 +7,26 @@
 
 using Sums = int[BLOCKS][TILE_N / 2];
 
-// Products N columns wide over steps_k stages; `iteration` counts the stages since the start.
+// Products over steps_k stages; `iteration` counts the stages since the start.
 // release(stage): it has been read; finish(): every product has been asked for.
-template <int N, typename Release, typename Finish>
+template <typename Release, typename Finish>
 __device__ __forceinline__ void multiply_tile(
-    Sums& sums, unsigned ring, Tail& tail, int iteration, int steps_k, int group_row,
-    Release release, Finish finish) {
+    Sums& sums, unsigned ring, Tail& tail, int iteration, int steps_k, int group_row, Release release,
+    Finish finish) {
     int previous = -1;
     for (int k = 0; k < steps_k; ++k, ++iteration) {
         const int stage = iteration % STAGES, phase = iteration / STAGES & 1;
         barrier_wait(shared_address(&tail.full[stage]), phase);
-        const unsigned a = ring + stage * STAGE_BYTES + group_row * TILE_K;
-        const unsigned long long a_tile = tile_descriptor(a);
-        const unsigned long long b_tile = tile_descriptor(ring + stage * STAGE_BYTES + A_BYTES);
+        const unsigned a = ring + stage * STAGE_BYTES;
+        const unsigned long long a_tile = tile_descriptor(a + group_row * TILE_K);
+        const unsigned long long b_tile = tile_descriptor(a + A_BYTES);
         wgmma_fence();
 #pragma unroll
-        for (int part = 0; part < TILE_K / 32; ++part) {
+        for (int step = 0; step < TILE_K / 32; ++step) {
 #pragma unroll
             for (int block = 0; block < BLOCKS; ++block) {
-                Int8Wgmma<N>::multiply(sums[block], a_tile + block * 512 + part * 2,
-                                       b_tile + part * 2, k > 0 || part > 0);
+                Int8Wgmma<TILE_N>::multiply(sums[block], a_tile + block * 512 + step * 2,
+                                             b_tile + step * 2, k > 0 || step > 0);
             }
         }
         wgmma_commit();

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the int8 GEMM for Hopper cuts its output, and the producer that loads what a tile needs.
-//
-// TAIL_N: where the last column of tiles holds no more than that many columns, its products are that
-// narrow, and its tiles go last, to the clusters that would have nothing else to do in the last wave.
 #pragma once
 
 #include "hopper.cuh"
@@ -32,60 +29,26 @@ struct Tail {
     unsigned long long empty[STAGES];
 };
 
-constexpr bool HAS_TAIL = TAIL_N != TILE_N;
-static_assert(!HAS_TAIL || CLUSTER_N == 1, "a tail is one column of tiles");
-
-// The tiles of one block, in turn: those of full width, then those of the tail.
+// The tiles of one block, in turn.
 struct Tiles {
-    Shape shape;
-    int next;
-    bool is_tail;
+    int across, all, next;
 
-    __device__ __forceinline__ Tiles(Shape shape, int skip) : shape(shape) {
+    __device__ __forceinline__ Tiles(Shape shape, int skip) {
+        const int down = (shape.m + TILE_M * CLUSTER_M - 1) / (TILE_M * CLUSTER_M);
+        across = (shape.n + TILE_N * CLUSTER_N - 1) / (TILE_N * CLUSTER_N);
+        all = down * across;
         next = blockIdx.x / CLUSTER;
-        is_tail = false;
-        if (HAS_TAIL) turn_to_tail();
         if (skip) advance();
     }
 
-    __device__ __forceinline__ int down() const {
-        return (shape.m + TILE_M * CLUSTER_M - 1) / (TILE_M * CLUSTER_M);
-    }
+    __device__ __forceinline__ bool done() const { return next >= all; }
 
-    __device__ __forceinline__ int across() const {  // without the tail's column
-        return (shape.n + TILE_N * CLUSTER_N - 1) / (TILE_N * CLUSTER_N) - HAS_TAIL;
-    }
-
-    __device__ __forceinline__ int full() const { return down() * across(); }
-
-    __device__ __forceinline__ int clusters() const { return gridDim.x / CLUSTER; }
-
-    // Clusters that sit out the last wave of full tiles share the tail; all do where those are few.
-    __device__ __forceinline__ int idle() const {
-        const int left_over = clusters() - full() % clusters();
-        return down() <= 2 * left_over ? left_over : clusters();
-    }
-
-    __device__ __forceinline__ void turn_to_tail() {
-        if (is_tail || next < full()) return;
-        is_tail = true;
-        const int place = blockIdx.x / CLUSTER - full() % clusters();
-        next = full() + (place >= 0 ? place : idle() == clusters() ? place + clusters() : down());
-    }
-
-    __device__ __forceinline__ void advance() {
-        next += HAS_TAIL && is_tail ? idle() : clusters();
-        if (HAS_TAIL) turn_to_tail();
-    }
-
-    __device__ __forceinline__ bool done() const {
-        return next >= full() + (HAS_TAIL ? down() : 0);
-    }
+    __device__ __forceinline__ void advance() { next += gridDim.x / CLUSTER; }
 
     // First row and first column of this block's tile.
     __device__ __forceinline__ void locate(int rank, int& row, int& column) const {
-        const int tile_m = HAS_TAIL && is_tail ? next - full() : next / across();
-        const int tile_n = HAS_TAIL && is_tail ? across() : next - tile_m * across();
+        const int index = FROM_END ? all - 1 - next : next;
+        const int tile_m = index / across, tile_n = index - tile_m * across;
         row = (tile_m * CLUSTER_M + rank / CLUSTER_N) * TILE_M;
         column = (tile_n * CLUSTER_N + rank % CLUSTER_N) * TILE_N;
     }

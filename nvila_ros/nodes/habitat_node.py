@@ -120,7 +120,7 @@ class HabitatNode(WorldNode):
         super().__init__("habitat", **node_options)
         self.settings = ros_parameters.declare(self, HabitatConfig)
         self.robot = habitat_robot(self.settings)
-        self._open()
+        self._open(self._on_timer)
         row = self.robot.episode_row()
         self._episode_publisher.publish(String(data=json.dumps(row)))
         self.get_logger().info(f"episode {row['episode_id']}: {row['instruction']!r}")

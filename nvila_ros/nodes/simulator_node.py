@@ -49,7 +49,7 @@ class SimulatorNode(WorldNode):
         self.settings = ros_parameters.declare(self, SimulatorConfig, editable=True)
         self.robot = SimulatedRobot(load_episode(self.settings), self.settings)
         self._wanted_seed: int | None = None
-        self._open()
+        self._open(self._on_timer)
         self._steps_per_scan = self._steps_per(self.settings.scan_rate_hz)
         self._scan_publisher = self.create_publisher(LaserScan, "scan", SENSOR_QOS)
         camera_m = CAMERA_FORWARD_M, self.robot.world.appearance.camera_height_m

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,13 +45,13 @@ class Robot(Protocol):
 class WorldNode(SafeNode):
     """Publishes /clock, odom, collision, image, camera_info and ~/episode; takes cmd_vel, ~/reset.
 
-    A subclass sets `settings` and `robot`, calls `_open`, and steps in its own `_on_timer`.
+    A subclass sets `settings` and `robot`, then calls `_open` with what is done every step.
     """
 
     settings: SimulatorConfig
     robot: Robot
 
-    def _open(self) -> None:
+    def _open(self, on_timer: Callable[[], None]) -> None:
         settings, publish = self.settings, self.create_publisher
         self._step_ns, self._time_ns = round(settings.step_s * _NANOSECONDS), 0
         self._num_steps = 0
@@ -65,14 +66,11 @@ class WorldNode(SafeNode):
         self.create_subscription(kind, "cmd_vel", self._on_velocity, COMMAND_QOS)
         self.create_service(Trigger, "~/reset", self._on_reset)
         interval_s = settings.step_s / settings.real_time_factor
-        self.create_timer(interval_s, self._on_timer, clock=steady_clock())
+        self.create_timer(interval_s, on_timer, clock=steady_clock())
 
     def shut_down(self) -> None:
         """Frees what draws, or ends the connection."""
         self.robot.close()
-
-    def _on_timer(self) -> None:
-        raise NotImplementedError
 
     def _on_velocity(self, message: Twist | TwistStamped) -> None:
         twist = message.twist if isinstance(message, TwistStamped) else message

@@ -192,6 +192,44 @@ def test_rows_are_quantized_as_the_twin_does(device, rows, width, kind):
 
 
 @gpu
+@pytest.mark.parametrize("rows, width", [(1, 1152), (4097, 1152), (8192, 1152), (1024, 4304)])
+def test_rows_from_the_end_are_the_same_rows(device, rows, width):
+    from nvila_ros.kernels import vision_rows
+
+    torch.manual_seed(rows)
+    inputs = (torch.randn(rows, width, device=device) * 3).half()
+    weight, bias = torch.randn(2, width, device=device).half()
+    found = []
+    for from_end in (False, True):
+        for is_norm in (False, True):
+            codes = torch.full((rows, width), -128, dtype=torch.int8, device=device)
+            scales = torch.full((rows,), float("nan"), device=device)
+            if is_norm:
+                arguments = (inputs, weight, bias, 1e-6, codes, scales)
+                vision_rows.layer_norm_quantize(*arguments, from_end=from_end)
+            else:
+                vision_rows.quantize(inputs, codes, scales, from_end=from_end)
+            found += [codes, scales]
+    for one, other in zip(found[:4], found[4:], strict=True):
+        assert torch.equal(one, other)
+
+
+@gpu
+@pytest.mark.parametrize("m, k, n", [(8192, 4304, 1152), (1024, 1152, 3456), (300, 1168, 200)])
+def test_a_product_from_the_end_is_the_same_product(device, m, k, n):
+    torch.manual_seed(m)
+    codes = torch.randint(-127, 128, (m, k), dtype=torch.int8, device=device)
+    weight = torch.randint(-127, 128, (n, k), dtype=torch.int8, device=device)
+    scales, weight_scale = torch.rand(m, device=device) / 1e3, torch.rand(n, device=device) / 100
+    bias = torch.randn(n, device=device).half()
+    out = torch.full((2, m, n), float("nan"), device=device).half()
+    for index, from_end in enumerate((False, True)):
+        epilogue = Epilogue(from_end=from_end)
+        BoundLinear(codes, weight, weight_scale, bias, epilogue).launch(scales, out[index])
+    assert torch.equal(out[0], out[1])
+
+
+@gpu
 def test_a_broken_row_is_not_made_whole(device):
     layer = W8A8Linear.from_linear(nn.Linear(1152, 64)).to(device)
     inputs = torch.ones(3, 1152, dtype=torch.float16, device=device)

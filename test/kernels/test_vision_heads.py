@@ -106,7 +106,8 @@ def test_attention_over_heads_stays_within_a_frame(frames, tokens, heads):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "frames, tokens, heads", [(8, 1024, 16), (1, 1024, 16), (3, 729, 16), (2, 16, 2)]
+    "frames, tokens, heads",
+    [(8, 1024, 16), (1, 1024, 16), (3, 729, 16), (21, 100, 8), (2, 16, 2), (40, 64, 3)],
 )
 def test_the_product_puts_heads_apart(frames, tokens, heads):
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):

@@ -113,9 +113,9 @@ def test_every_product_of_one_to_eight_frames_can_be_compiled_ahead():
         rows = 1024 * frames
         fuses = rows > w8a8_hopper.FEW_ROWS  # as `VisionEncoder.inner_block` does
         inner = Epilogue(gelu=True, codes_out=fuses)
-        outer = Epilogue(residual=True, block_scales=fuses)
+        outer = Epilogue(residual=True, block_scales=fuses, from_end=fuses)
         products = (
-            (1152, Epilogue(head_tokens=1024)),
+            (1152, Epilogue(head_tokens=1024, from_end=True)),
             (1152, Epilogue(residual=True)),
             (1152, inner),
             (4304, outer),

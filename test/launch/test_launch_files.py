@@ -30,6 +30,16 @@ def load(name):
     return module
 
 
+def context_of(*tables, **given):
+    """Every argument's default, and what was given."""
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    defaults = {name: default for table in tables for name, default, _ in table}
+    context.launch_configurations.update(defaults | given)
+    return context
+
+
 def literal_arguments(name):
     """Names in the ARGUMENTS and PARAMETERS tables, read without ROS."""
     source = (ROOT / "launch" / f"{name}.launch.py").read_text(encoding="utf-8")
@@ -74,18 +84,13 @@ def test_only_executables_that_exist_are_started():
 )
 def test_worlds_start_their_nodes_and_the_navigator(name, start, packages):
     module, navigate = load(name), load("navigate")
-    from launch import LaunchContext
     from launch_ros.actions import Node
 
     names = {
         argument.name for argument in module.generate_launch_description().get_launch_arguments()
     }
     assert names >= NAV2_ARGUMENTS | OWN_ARGUMENTS
-    context = LaunchContext()
-    tables = (module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS)
-    context.launch_configurations.update(
-        {row: default for table in tables for row, default, _ in table}
-    )
+    context = context_of(module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS)
     nodes = [action for action in getattr(module, start)(context) if isinstance(action, Node)]
     assert [node.node_package for node in nodes] == packages
 
@@ -98,13 +103,8 @@ def test_simulation_shows_its_arguments_and_those_it_includes():
 
 def test_given_arguments_become_parameters_and_others_stay_the_files():
     module = load("navigate")
-    from launch import LaunchContext
-
-    context = LaunchContext()
-    context.launch_configurations.update(
-        {name: default for name, default, _ in (*module.ARGUMENTS, *module.PARAMETERS)},
-        execute="false",
-        model_path="~/weights",
+    context = context_of(
+        module.ARGUMENTS, module.PARAMETERS, execute="false", model_path="~/weights"
     )
     (node,) = module.start(context)
     node._perform_substitutions(context)
@@ -147,12 +147,8 @@ def test_what_is_no_boolean_is_refused_with_what_to_write():
 @pytest.mark.parametrize("name, start", [("simulation", "start_simulator"), ("nav2", "start_nav2")])
 def test_both_ends_of_cmd_vel_are_told_its_type(name, start):
     module, navigate = load(name), load("navigate")
-    from launch import LaunchContext
-
-    context = LaunchContext()
-    tables = (module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS)
-    context.launch_configurations.update(
-        {row: default for table in tables for row, default, _ in table},
+    context = context_of(
+        *(module.ARGUMENTS, navigate.ARGUMENTS, navigate.PARAMETERS),
         enable_stamped_cmd_vel="No",
         use_sim_time="yes",
     )
@@ -167,11 +163,8 @@ def test_both_ends_of_cmd_vel_are_told_its_type(name, start):
 
 def test_the_recorders_arguments_have_their_types():
     module = load("record")
-    from launch import LaunchContext
-
-    context = LaunchContext()
-    context.launch_configurations.update(
-        {row: default for row, default, _ in (*module.ARGUMENTS, *module.PARAMETERS)},
+    context = context_of(
+        *(module.ARGUMENTS, module.PARAMETERS),
         scan="true",
         jpeg_quality="80",
         max_image_rate_hz="5",

@@ -113,6 +113,7 @@ def test_an_instruction_preempts_or_is_refused(ros, robot, policy):
     robot.wait_for_state("idle")
     robot.instruct("Go through the door.")
     robot.wait_until_moving()
+    wait_for(lambda: robot.state["episode"] == 1, "an episode")  # topics keep no order
     robot.instruct("Go elsewhere.")
     wait_for(lambda: node.inputs.num_refusals, "a refusal")
     assert robot.state["episode"] == 1
@@ -147,7 +148,7 @@ def test_dry_run_decides_and_never_moves(ros, robot, policy):
     robot.instruct("Go through the door.")
     wait_for(lambda: len(robot.decisions) >= 2, "decisions")
     robot.expect_standing()
-    assert "would do" in robot.state["message"]
+    wait_for(lambda: "would do" in robot.state["message"], "what it would do")
 
 
 def test_a_collision_monitor_that_stops_is_an_obstacle(driving, ros):

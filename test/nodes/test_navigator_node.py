@@ -39,6 +39,7 @@ def test_it_drives_what_was_decided_and_reports_it(ros, robot, policy):
     wait_for(lambda: len(robot.decisions) == 3, "three decisions")  # topics keep no order
     assert [row["sentence"] for row in robot.decisions][-1] == STOP.sentence
     assert robot.decisions[-1]["confidence"] == 0.9
+    wait_for(lambda: len(robot.primitives) == 2, "two motions")
     assert [row["state"] for row in robot.primitives] == ["done", "done"]
     robot.expect_standing()
 
@@ -69,6 +70,7 @@ def test_bad_instructions_are_refused_and_good_ones_follow(ros, robot, policy, t
     node = ros.navigator(policy)
     robot.wait_for_state("idle")
     robot.instruct(text)
+    wait_for(lambda: node.inputs.num_refusals, "a refusal")
     robot.expect_standing()
     assert node.inputs.num_refusals == 1
     assert "instruction refused" in node.inputs.last_refusal

@@ -49,6 +49,81 @@ def test_small_tensors_follow_adamw_exactly():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def one_by_one(weight, slopes, number, rate, decay):
+    """Small tensors without their like: what each of them is to become."""
+    first, root = (torch.zeros(weight.shape) for _ in range(2))
+    group = {"lr": rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": decay}
+    for step, slope in enumerate(slopes, start=1):
+        moments = (slope.to(weight.dtype).float(), first, root)
+        values, first, root = fp8_adamw._step(
+            weight.float(), *moments, fp8_adamw.step_factors(group, step)
+        )
+        if weight.dtype == torch.bfloat16:
+            index = torch.arange(weight.numel()).view(weight.shape)
+            values = round_stochastically(values, index, fp8_adamw.random_seed(step, number))
+        weight = values.to(weight.dtype)
+    return weight
+
+
+def test_small_tensors_together_step_as_each_alone():
+    kinds = [
+        ((5,), torch.bfloat16),
+        ((3, 7), torch.bfloat16),
+        ((), torch.bfloat16),
+        ((11,), torch.float32),
+        ((40,), torch.bfloat16),
+    ]
+    generator = torch.Generator().manual_seed(5)
+    starts = [torch.randn(shape, generator=generator).to(dtype) for shape, dtype in kinds]
+    slopes = [[torch.randn(s.shape, generator=generator) for _ in range(3)] for s in starts]
+    parameters = [torch.nn.Parameter(start.clone()) for start in starts]
+    groups = [
+        {"params": parameters[:4], "lr": 1e-2, "weight_decay": 0.1},
+        {"params": parameters[4:], "lr": 3e-3},
+    ]
+    optimizer = Float8AdamW(groups)
+    for number in range(3):
+        for parameter, own in zip(parameters, slopes, strict=True):
+            parameter.grad = own[number].to(parameter.dtype)
+        optimizer.step()
+    for number, (start, parameter, own) in enumerate(
+        zip(starts, parameters, slopes, strict=True), start=1
+    ):
+        rate, decay = (1e-2, 0.1) if number < 5 else (3e-3, 0.0)
+        assert torch.equal(parameter.detach(), one_by_one(start, own, number, rate, decay))
+
+
+def test_a_small_tensor_without_a_gradient_falls_a_step_behind():
+    still, moved = (torch.nn.Parameter(torch.ones(6)) for _ in range(2))
+    optimizer = Float8AdamW([still, moved], lr=0.1)
+    train(optimizer, moved, [torch.ones(6)])
+    assert torch.equal(still.detach(), torch.ones(6))
+    train(optimizer, still, [torch.ones(6)])
+    assert optimizer.state[still]["step"] == 1
+    assert optimizer.state[moved]["step"] == 2
+
+
+def test_many_small_tensors_take_few_operations():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            is_view = function._schema.name in ("aten::view", "aten::detach", "aten::reshape")
+            self.count += not is_view
+            return function(*args, **(kwargs or {}))
+
+    parameters = [torch.nn.Parameter(torch.zeros(9, dtype=torch.bfloat16)) for _ in range(200)]
+    optimizer = Float8AdamW(parameters)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        with Counter() as counter:
+            optimizer.step()
+    assert counter.count < 100
+
+
 def test_a_neighbour_of_a_huge_gradient_does_not_explode():
     weight = torch.nn.Parameter(torch.zeros(32, BLOCK))
     slope = torch.full((32, BLOCK), 1e-7)

@@ -61,3 +61,10 @@ def test_what_the_restraint_does_not_offer_is_never_chosen(driving):
         for _ in range(20):
             chosen = student.decide(shown, ids, lengths, np.full(3, greedy), allowed)
             assert allowed[np.arange(3), chosen].all()
+
+
+def test_few_rows_at_once_decide_as_many_do(driving):
+    student, shown, ids, lengths = driving
+    few = Student(student.model, student.answers, student.sequences, student.ring, num_rows=2)
+    rows = (shown, ids, lengths, np.ones(3, bool), np.ones((3, 10), bool))
+    assert few.decide(*rows).tolist() == student.decide(*rows).tolist()

@@ -98,7 +98,10 @@ class SampleAttention:
         return attend
 
     def _prepare_varlen(self, numbers: Tensor, device: torch.device) -> Callable:
-        ends = torch.tensor([0, *self.segments]).cumsum(0).int().to(device)
+        ends = torch.tensor([0, *self.segments]).cumsum(0).int()
+        if device.type == "cuda":  # the host does not wait for what the device is doing
+            ends = ends.pin_memory()
+        ends = ends.to(device, non_blocking=True)
         longest = max(self.segments)
         varlen, causal, takes_grouped = _varlen_attention()
 

@@ -22,16 +22,17 @@ def embed_batch(model: Nvila, batch: PackedBatch, *, touches_all: bool = True) -
     step whatever their pictures are. With `touches_all` a batch without pictures encodes one black
     tile whose features count zero times, so that every parameter takes part on every rank.
     """
-    text = model.llm.model.embed_tokens(batch.ids)  # (L, D)
+    # Not a view of (L, D): compiled layers would be compiled once for the first, once for the rest.
+    text = model.llm.model.embed_tokens(batch.ids.unsqueeze(0))  # (1, L, D)
     pixels = batch.pixels
     if not len(pixels):
         if not touches_all:
-            return text.unsqueeze(0)
+            return text
         side = model.config.vision.image_size
         black = torch.full((1, 3, side, side), -1.0, device=text.device, dtype=text.dtype)
-        return (text + 0.0 * model.encode_frames(black).sum().to(text.dtype)).unsqueeze(0)
+        return text + 0.0 * model.encode_frames(black).sum().to(text.dtype)
     features = torch.cat([*batch_features(model, pixels, batch.tile_rows, batch.media)])  # (p, D)
-    return text.index_copy(0, batch.places, features.to(text.dtype)).unsqueeze(0)
+    return text.index_copy(1, batch.places, features.to(text.dtype).unsqueeze(0))
 
 
 def batch_features(

@@ -25,6 +25,7 @@ class PackedBatch:
     weights: Tensor  # (L,) float32 of each label in the loss: its sample's weight, 0 where ignored
     positions: Tensor  # (L,) int64 from 0 within each sample
     sample_ids: Tensor  # (L,) int32 number of the sample in the batch, -1 on padding
+    target_rows: Tensor  # (M,) int64 places whose `targets` are learned: found without a device
     lengths: tuple[int, ...]  # of the samples, in order
     pixels: Tensor  # (F, 3, S, S) uint8 tiles, equal ones once; float in [-1, 1] after `to`
     tile_rows: Tensor  # (N,) int64 row of `pixels` of each tile, in the order of the media
@@ -110,9 +111,10 @@ def pack(
     weights = [
         (part != IGNORED).float() * s.weight for part, s in zip(labels, samples, strict=True)
     ]
+    all_labels = torch.cat([*labels, _full(pad, IGNORED)])
     return PackedBatch(
         ids=torch.cat([*(sample.ids for sample in samples), _full(pad, int(samples[0].ids[0]))]),
-        labels=torch.cat([*labels, _full(pad, IGNORED)]),
+        labels=all_labels,
         weights=torch.cat([*weights, torch.zeros(pad)]),
         positions=torch.cat([torch.arange(count) for count in (*lengths, pad)]),
         sample_ids=torch.cat(
@@ -121,6 +123,7 @@ def pack(
                 _full(pad, -1).int(),
             ]
         ),
+        target_rows=(all_labels[1:] != IGNORED).nonzero().squeeze(-1),
         lengths=lengths,
         pixels=pixels,
         tile_rows=tile_rows,

@@ -133,6 +133,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--row-s", type=float, default=120.0, help="at most, to measure one")
     parser.add_argument("--eager", action="store_true", help="layers are not compiled")
     parser.add_argument("--cache", type=Path, help="folder of what was compiled before")
+    parser.add_argument("--checkpoints", choices=("both", "yes", "no"), help="ways to measure")
     parser.add_argument("--no-loader", action="store_true", help="no waiting for data is measured")
     parser.add_argument(
         "--overlap", action="store_true", help="measure a row while later ones still get ready"
@@ -148,6 +149,7 @@ def run(arguments: argparse.Namespace, content: dict[str, Any]) -> None:
     options = ["--eager"] if arguments.eager else []
     options += ["--cache", str(arguments.cache)] if arguments.cache else []
     options += ["--no-loader"] if arguments.no_loader else []
+    options += ["--checkpoints", arguments.checkpoints] if arguments.checkpoints else []
     begin_s = time.monotonic()
     rows = [Row(name, arguments.logs, options) for name in arguments.only.split(",")]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

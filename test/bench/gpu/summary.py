@@ -23,11 +23,17 @@ FIGURES: tuple[tuple[str, str, str, float, bool, tuple[tuple[str, str, str], ...
         (("our bf16 eager", "own_bf16", "prefill_1088_ms"),),
     ),
     (
-        "vision 8 frames, ms", "lite8b", "vision_8_ms", 10, False,
+        "vision tower 8 frames, after a pause, ms", "lite8b", "vision_tower_8_ms", 10, False, (),
+    ),
+    (
+        "vision tower 1 frame, after a pause, ms", "lite8b", "vision_tower_1_ms", 2, False, (),
+    ),
+    (
+        "the same with projector, 8 frames, ms", "lite8b", "vision_8_ms", 10, False,
         (("our bf16 eager", "own_bf16", "vision_8_ms"),),
     ),
     (
-        "vision 1 frame, ms", "lite8b", "vision_1_ms", 2, False,
+        "the same with projector, 1 frame, ms", "lite8b", "vision_1_ms", 2, False,
         (("our bf16 eager", "own_bf16", "vision_1_ms"),),
     ),
     (
@@ -49,6 +55,9 @@ def summarise(rows: Rows) -> list[dict[str, Any]]:
             continue
         entry: dict[str, Any] = {"figure": title, "measured": measured, "target": target}
         entry["met"] = measured >= target if more_is_better else measured <= target
+        sustained = rows[row].get(key.removesuffix("_ms") + "_sustained_ms")
+        if sustained is not None:
+            entry["sustained"] = sustained
         floor = FLOORS.get((row, key))
         if floor is not None:
             entry["floor"], entry["times_the_floor"] = floor, _ratio(floor, measured)
@@ -73,6 +82,8 @@ def text(entries: list[dict[str, Any]]) -> str:
         state = "met" if entry["met"] else "NOT met"
         line = f"{entry['figure']:46} {_short(entry['measured'])}, target {_short(entry['target'])}"
         line += f" {state}"
+        if "sustained" in entry:
+            line += f"; sustained {_short(entry['sustained'])}"
         if "floor" in entry:
             line += f"; floor {_short(entry['floor'])} ({entry['times_the_floor']}x)"
         for name, peer in entry["peers"].items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import time
@@ -28,6 +29,52 @@ def events_ms(work: Callable[[], Any], num_runs: int = 10, num_warm_up: int = 2)
         pairs.append((begin, end))
     torch.cuda.synchronize()
     return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+
+
+def after_idle_ms(work: Callable[[], Any], num_runs: int = 10, idle_s: float = 0.1) -> float:
+    """Median time on the device of one call after a pause: of a decision of a robot that drives.
+
+    From a pause the card comes cool and at its full clock, with cold caches, and nothing is queued
+    ahead: what the processor takes to launch is in the figure.
+    """
+    work()
+    times = []
+    for _ in range(num_runs):
+        torch.cuda.synchronize()
+        time.sleep(idle_s)
+        times.append(events_ms(work, 1, 0))
+    return statistics.median(times)
+
+
+def sustained_ms(work: Callable[[], Any], seconds: float = 1.0, num_each: int = 10) -> float:
+    """Median time of one call in the second half of so long a series without a pause.
+
+    The card lowers its clock after some tenths of a second of full load.
+    """
+    work()
+    begin_s, times = time.perf_counter(), []
+    while time.perf_counter() - begin_s < seconds:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(num_each + 1)]
+        for mark in marks[:-1]:
+            mark.record()
+            work()
+        marks[-1].record()
+        torch.cuda.synchronize()
+        times += [one.elapsed_time(two) for one, two in itertools.pairwise(marks)]
+    return statistics.median(times[len(times) // 2 :])
+
+
+def replayed(work: Callable[[], Any]) -> Callable[[], None]:
+    """The same captured in a graph: without what the processor takes to launch its parts."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def wall_ms(work: Callable[[], Any], num_runs: int = 5, num_warm_up: int = 1) -> float:

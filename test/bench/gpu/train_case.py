@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from shapes import config_of, random_model
@@ -46,6 +47,7 @@ class Case:
     max_samples: int | None = None  # None: as many as fit
     budget: float = 1.0  # share of activations that compiled layers keep
     is_compiled: bool = True
+    attention: Literal["flash", "cudnn"] = "flash"  # of the tower
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -158,7 +160,9 @@ class Trainer:
             hidden = model.llm(embeds, batch.positions, None, attention)[0]
             llm = model.llm
             head = llm.model.embed_tokens if llm.lm_head is None else llm.lm_head
-            total = linear_cross_entropy(hidden, head.weight, batch.targets, batch.target_weights)
+            labelled = (batch.targets, batch.target_weights)
+            rows = batch.target_rows
+            total = linear_cross_entropy(hidden, head.weight, *labelled, rows=rows)
         return total / (ANSWER_TOKENS * len(batch.lengths))
 
     def step(self, batch: PackedBatch) -> Tensor:
@@ -201,7 +205,12 @@ def cases() -> dict[str, Callable[[], Case]]:
         precision = PrecisionConfig(**float8_states)
         return lambda: Case(name, network, has_tower=True, precision=precision, budget=0.7)
 
+    def kept(name: str, **changes: Any) -> Callable[[], Case]:
+        return lambda: replace(whole(name, "lite2b")(), budget=1.0, checkpoints=(False,), **changes)
+
     return {
+        "lite2b_kept": kept("lite2b_kept"),
+        "lite2b_cudnn": kept("lite2b_cudnn", attention="cudnn"),
         "decoder_bf16": decoder("decoder_bf16", "bfloat16"),
         "decoder_fp8_tensor": decoder("decoder_fp8_tensor", "float8_tensor"),
         "decoder_fp8_row": decoder("decoder_fp8_row", "float8_row"),

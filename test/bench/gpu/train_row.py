@@ -9,6 +9,7 @@ and taken to another machine of the same kind; `--warm` fills it and measures no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import gzip
@@ -22,16 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_case import Case, Trainer, cases, decisions, network
 from train_feed import waiting
+from train_probe import PROBES, lower, probed
 
 from nvila_ros.training.flops import peak_flops
 
 BEGIN_S = time.perf_counter()
-NUM_WARM_UP, NUM_STEPS, NUM_SHORT_STEPS = 1, 3, 10
+NUM_WARM_UP = 1
+NUM_STEPS = int(os.environ.get("BENCH_STEPS", "3"))
+NUM_SHORT_STEPS = int(os.environ.get("BENCH_SHORT_STEPS", "10"))
 RESERVE_BYTES = 3 << 30  # of the card: fragments, cuBLAS's and other processes' own
 MOST_SAMPLES = int(os.environ.get("BENCH_MOST_SAMPLES", "48"))  # steps of seconds say enough
-PROBES = (2, 4)  # samples of the steps that the bytes model is fitted to
+AHEAD = (2, 3, 8)  # compiled for: few, few again (nothing new), more than two graphs are made for
 
 
 def main() -> None:
@@ -39,26 +44,36 @@ def main() -> None:
     options = asked()
     case = cases()[options.name]()
     case = dataclasses.replace(case, is_compiled=not options.eager)
+    if options.checkpoints != "both":
+        case = dataclasses.replace(case, checkpoints=(options.checkpoints == "yes",))
     device = torch.device(os.environ.get("BENCH_DEVICE", "cuda"))  # another one for rehearsals
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
     result: dict[str, Any] = {"row": case.name, "is_compiled": case.is_compiled}
     try:
-        say("imported")
-        load_compiled(options.cache, case.name)
-        compile_ahead(case, device)
-        result["ready_s"] = round(time.perf_counter() - BEGIN_S, 1)
-        save_compiled(options.cache, case.name)
-        if options.warm:
-            return
-        print("READY", flush=True)
-        if not sys.stdin.readline():
-            return  # whoever started it is gone
-        result |= measure(case, device, has_loader=options.loader)
+        with chosen_attention(case):
+            one_row(case, device, options, result)
     except Exception as error:
         result |= {"error": f"{type(error).__name__}: {error}"[:500]}
         traceback.print_exc()
         print("READY", flush=True)  # if it failed before that
     print("RESULT " + json.dumps(result), flush=True)
+
+
+def one_row(
+    case: Case, device: torch.device, options: argparse.Namespace, result: dict[str, Any]
+) -> None:
+    """Gets ready, waits for its turn, measures into `result`."""
+    say("imported")
+    load_compiled(options.cache, case.name)
+    compile_ahead(case, device)
+    result["ready_s"] = round(time.perf_counter() - BEGIN_S, 1)
+    save_compiled(options.cache, case.name)
+    if options.warm:
+        return
+    print("READY", flush=True)
+    if not sys.stdin.readline():
+        return  # whoever started it is gone
+    measure(case, device, result, has_loader=options.loader)
 
 
 def asked() -> argparse.Namespace:
@@ -68,6 +83,7 @@ def asked() -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="layers are not compiled")
     parser.add_argument("--cache", type=Path, help="folder of what was compiled before")
     parser.add_argument("--warm", action="store_true", help="compile, fill the folder, end")
+    parser.add_argument("--checkpoints", choices=("both", "yes", "no"), default="both")
     parser.add_argument("--no-loader", dest="loader", action="store_false", help="no wait for data")
     return parser.parse_args()
 
@@ -75,6 +91,21 @@ def asked() -> argparse.Namespace:
 def say(what: str) -> None:
     """A line of the log, with the seconds since the process began."""
     print(f"{time.perf_counter() - BEGIN_S:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+
+def chosen_attention(case: Case) -> contextlib.AbstractContextManager[Any]:
+    """Within it, cuDNN's attention wherever it can run if the case asks for it."""
+    if case.attention == "flash":
+        return contextlib.nullcontext()
+    return sdpa_kernel(
+        [
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+            SDPBackend.MATH,
+        ],
+        set_priority=True,
+    )
 
 
 def load_compiled(folder: Path | None, name: str) -> None:
@@ -103,28 +134,34 @@ def compile_ahead(case: Case, device: torch.device) -> None:
     say("small network")
     for checkpoints in case.checkpoints:
         trainer = Trainer(case, model, checkpoints=checkpoints)
-        for count in (2, 3):
+        for count in AHEAD:
             trainer.step(batch_of(case, trainer, count))
             say(f"small step, {count} samples, checkpoints: {checkpoints}")
         trainer.close()
     del model, trainer
     forget()
+    gc.freeze()  # what compiling left is not looked through again
 
 
-def measure(case: Case, device: torch.device, *, has_loader: bool) -> dict[str, Any]:
-    """The whole network, each way of keeping activations at the largest batch that fits."""
+def measure(case: Case, device: torch.device, result: dict[str, Any], *, has_loader: bool) -> None:
+    """The whole network, each way of keeping activations at the largest batch that fits.
+
+    Fills `result` and prints it after every way: what is cut off later is not lost.
+    """
     begin_s = time.perf_counter()
     torch.manual_seed(0)  # rows of one network begin with the same weights
     model = network(case, is_small=False, device=device)
     say("network")
     parameters = [p for p in model.parameters() if not p.is_meta]
     learning = [p for p in parameters if p.requires_grad]
-    result: dict[str, Any] = {
+    result |= {
         "network": case.network,
         "has_tower": case.has_tower,
         "compute": case.precision.compute,
         "optimizer_states": case.precision.optimizer_states,
         "budget": case.budget,
+        "attention": case.attention,
+        "gpu": torch.cuda.get_device_name(),
         "num_layers": model.config.language.num_hidden_layers,
         "num_learning": sum(p.numel() for p in learning),
         "weights_gb": torch.cuda.memory_allocated() / 1e9,
@@ -142,32 +179,25 @@ def measure(case: Case, device: torch.device, *, has_loader: bool) -> dict[str, 
             traceback.print_exc()
             run = {"checkpoints": checkpoints, "error": f"{type(error).__name__}: {error}"[:300]}
         result["runs"].append(run)
+        result["wall_s"] = round(time.perf_counter() - begin_s, 1)
+        print("RESULT " + json.dumps(result), flush=True)
         say(json.dumps(run))
         trainer.close()
         del trainer
-    result["gpu"] = torch.cuda.get_device_name()
-    result["wall_s"] = round(time.perf_counter() - begin_s, 1)
-    return result
 
 
 def largest(case: Case, trainer: Trainer) -> dict[str, Any]:
     """Fits bytes = a + b * tokens to two small steps, then tries the largest batch they promise."""
     if case.max_samples is not None:
         return timed(case, trainer, case.max_samples)
-    points = []
-    for count in PROBES:
-        trainer.step(batch_of(case, trainer, count))  # moments exist after the first
-        forget()
-        batch = batch_of(case, trainer, count)
-        trainer.step(batch)
-        torch.cuda.synchronize()
-        points.append((len(batch), torch.cuda.max_memory_allocated()))
-    (few, low), (many, high) = points
+    points = probed(trainer, lambda count: batch_of(case, trainer, count), say)
+    forget()
+    (few, low), (many, high) = points[-2:]
     per_token = max(1.0, (high - low) / (many - few))
     fixed = low - per_token * few
     free, total = torch.cuda.mem_get_info()
     usable = free + torch.cuda.memory_reserved() - RESERVE_BYTES
-    tokens_per_sample = many / PROBES[1]
+    tokens_per_sample = many / PROBES[len(points) - 1]
     count = max(1, int((usable - fixed) / per_token / tokens_per_sample))
     model_of_bytes = {
         "fixed_gb": round(fixed / 1e9, 2),
@@ -178,8 +208,7 @@ def largest(case: Case, trainer: Trainer) -> dict[str, Any]:
     }
     count = min(count, MOST_SAMPLES)
     tries = []
-    for share in (1.0, 0.93, 0.85, 0.7):
-        tried = max(1, int(count * share))
+    for tried in (count, *lower(count)):
         try:
             return {"bytes_model": model_of_bytes, "failed": tries, **timed(case, trainer, tried)}
         except torch.cuda.OutOfMemoryError:
@@ -204,6 +233,7 @@ def timed(case: Case, trainer: Trainer, count: int) -> dict[str, Any]:
         if number >= NUM_WARM_UP:
             times.append(time.perf_counter() - begin_s)
         losses.append(float(loss))
+        say(f"step {number}, {count} samples: {time.perf_counter() - begin_s:.2f} s")
     step_s, batch = statistics.median(times), batches[0]
     tokens = sum(batch.lengths)
     result = {

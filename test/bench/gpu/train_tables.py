@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of `bench_train.py` as the tables of docs/training.md."""
+"""The figures of `bench_train.py` as the tables of docs/training.md and its notes."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def utilisation(rows: dict[str, dict[str, Any]]) -> str:
     if not runs:
         return ""
     lines = [
-        "| network | activations | batch | GB | step, ms | samples/s | tokens/s | TFLOP/s | MFU "
+        "| row | activations | batch | GB | step, ms | samples/s | tokens/s | TFLOP/s | MFU "
         "| data wait |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {row['network']} | {kept(row, run)} | {run['samples']} | {run['peak_gb']:.1f} | "
+        f"| {row['row']} | {kept(row, run)} | {run['samples']} | {run['peak_gb']:.1f} | "
         f"{run['step_ms']:.0f} | "
         f"{run['samples_per_s']:.2f} | {run['tokens_per_s']} | {run['tflop_per_s']:.0f} | "
         f"{100 * run['mfu']:.1f} % | {waited(run)} |"

@@ -113,6 +113,20 @@ def test_a_batch_names_its_samples_and_weighs_their_targets(samples: list[Encode
     assert (batch.positions[starts] == 0).all() and batch.sample_ids[-1] == -1
 
 
+def test_a_batch_knows_which_rows_are_learned(samples: list[Encoded]) -> None:
+    batch = pack(samples, multiple=128)
+    assert torch.equal(batch.target_rows, (batch.targets != IGNORED).nonzero().squeeze(-1))
+
+
+def test_the_first_layer_is_given_no_view(model: Nvila, samples: list[Encoded]) -> None:
+    # Compiled layers would be compiled once for it and once for the others.
+    for chosen in (samples, samples[2:3]):
+        batch = pack(chosen).to("cpu", torch.float32)
+        assert not any(
+            embed_batch(model, batch, touches_all=touches)._is_view() for touches in (True, False)
+        )
+
+
 def test_a_batch_without_pictures_still_runs_the_tower(model: Nvila, samples) -> None:
     model.zero_grad()
     losses(model, pack([samples[2]]), "split").sum().backward()
