@@ -14,8 +14,6 @@ from nvila_ros.kernels.decode_persistent_plan import PHASES, TILE_KEYS, Cut
 from nvila_ros.kernels.packing import RowsInt4
 
 SOURCE = "decode_persistent.cu"
-COOPERATIVE = True  # all blocks run at once, or none
-PROGRAMMATIC = False  # starts where blocks of the kernel ahead have ended, and waits by itself
 
 
 class Arguments(ctypes.Structure):
@@ -104,6 +102,5 @@ class PersistentLayers:
             block=(32 * self.cut.num_warps,),
             args=[self.arguments(token, place, table, cos_sin, hidden, eps), self._maps],
             shared_bytes=self.cut.shared_bytes,
-            cooperative=COOPERATIVE,
-            programmatic=PROGRAMMATIC,
+            cooperative=True,
         )

@@ -61,21 +61,13 @@ class Decoder:
         self._reads = Graphs(pool)
         self._has_time = False  # nobody waits for what runs now
         self._launch = self.step.launch
-        self._launch_some = self._steps
         is_cuda = weights.device.type == "cuda"
         self._landed = torch.zeros(cache.max_tokens + 1, dtype=torch.int32, pin_memory=is_cuda)
 
     def prepare(self) -> None:
-        """Captures one step, and some in a row; what the cache's first places hold is lost."""
-        start = torch.zeros(1, dtype=torch.int32, device=self.weights.device)
-        self.step.begin(start, 0)
+        """Captures the step; what the cache holds at its first places is lost."""
+        self.step.begin(torch.zeros(1, dtype=torch.int32, device=self.weights.device), 0)
         self._launch = self._pool.capture(self.step.launch)
-        self.step.begin(start, 0)
-        self._launch_some = self._pool.capture(self._steps)
-
-    def _steps(self) -> None:
-        for _ in range(STEPS_AT_ONCE):
-            self.step.launch()
 
     def read(
         self,
@@ -146,12 +138,8 @@ class Decoder:
         waiting: deque[Callable[[], list[int]]] = deque()
         first = 0
         for count in counts:
-            num_steps = count if first else count - 1
-            if num_steps == STEPS_AT_ONCE:
-                self._launch_some()
-            else:
-                for _ in range(num_steps):
-                    self._launch()
+            for _ in range(count if first else count - 1):
+                self._launch()
             begin = num_kept + first
             waiting.append(self._fetch(begin, begin + count))
             first += count

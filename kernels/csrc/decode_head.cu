@@ -9,12 +9,6 @@
 #ifndef HEAD_STAGES
 #define HEAD_STAGES 8
 #endif
-#ifndef READS_ONCE
-#define READS_ONCE 0
-#endif
-#ifndef BEST_OF_BLOCK
-#define BEST_OF_BLOCK 0
-#endif
 #ifndef MAX_THREADS
 #define MAX_THREADS 256
 #endif
@@ -50,7 +44,6 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float room[33];
   __shared__ int is_last;
-  __shared__ u64 tops[BEST_OF_BLOCK ? MAX_THREADS / WARP : 1][BATCH];
   const int num_warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int g = lane / 4, t = lane % 4;
   const u32 ring = shared_address(shared) + warp * HEAD_STAGES * UNIT_BYTES;
@@ -74,9 +67,8 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
     if (load_tile < num_tiles) {
       if (load_unit == 0) aim();
       u32 slot = ring + load_stage * UNIT_BYTES + lane * 16;
-      constexpr auto copy = READS_ONCE ? copy16_once : copy16;
-      if (source[0]) copy(slot, source[0] + load_unit * UNIT_INPUTS);
-      if (source[1]) copy(slot + WARP * 16, source[1] + load_unit * UNIT_INPUTS);
+      if (source[0]) copy16(slot, source[0] + load_unit * UNIT_INPUTS);
+      if (source[1]) copy16(slot + WARP * 16, source[1] + load_unit * UNIT_INPUTS);
       if (++load_unit == units) {
         load_unit = 0;
         load_tile += stride;
@@ -140,19 +132,7 @@ head_argmax(const signed char *head /* (V, D) */, const float *scales /* (V) */,
       if (other > top[column]) top[column] = other;
     }
     int m = 2 * t + column;
-    if (BEST_OF_BLOCK) {
-      if (g == 0 && m < BATCH) tops[warp][m] = top[column];
-    } else if (g == 0 && m < num_rows && m < BATCH && top[column]) {
-      atomicMax(best + m, top[column]);
-    }
-  }
-  if (BEST_OF_BLOCK) {  // one word a block to the others, not one a warp
-    __syncthreads();
-    if (threadIdx.x < num_rows && threadIdx.x < BATCH) {
-      u64 highest = 0;
-      for (int w = 0; w < num_warps; w++) highest = max(highest, tops[w][threadIdx.x]);
-      if (highest) atomicMax(best + threadIdx.x, highest);
-    }
+    if (g == 0 && m < num_rows && m < BATCH && top[column]) atomicMax(best + m, top[column]);
   }
   __threadfence();
   __syncthreads();

@@ -13,10 +13,6 @@
 #include "decode_persistent_ring.cuh"
 #include "decode_persistent_rows.cuh"
 
-#ifndef NEXT_EARLY
-#define NEXT_EARLY 0  // the next kernel's blocks come as soon as there is room, not when all blocks are through
-#endif
-
 static_assert(most_quads(QKV) <= NUM_WARPS && most_quads(OUTPUT) <= NUM_WARPS, "one quad a warp");
 
 // What a lane will need when its sums are there, asked for before they are: of its pair of a quad.
@@ -146,7 +142,7 @@ __device__ __forceinline__ void prepare_warp(const Step &step) {
   list_units(step);
 }
 
-// Nothing here was written by another kernel of the step. Ends with a barrier.
+// The layers' table, for every thread after its barrier; it is the same in every step.
 __device__ __forceinline__ void prepare_layers(const Step &step) {
   const u64 *layers = reinterpret_cast<const u64 *>(step.from.layers);
   for (int i = threadIdx.x; i < LAYERS * int(sizeof(Layer)) / 8; i += THREADS)
@@ -174,8 +170,8 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
   Ring ring(nowhere);
   ring.fill(nowhere);
   prepare_layers(nowhere);
-  wait_for_previous_kernel();  // which made the token, and which waited for the launch before
-  if (NEXT_EARLY) let_next_kernel_start();
+  wait_for_previous_kernel();  // at once: a cooperative launch here comes when the kernels before it have ended
+  let_next_kernel_start();     // its blocks come as these end, not when all are through, and wait for the values
   const Step step = {arguments, maps, shared, __ldcg(arguments.place)};
   const u32 epoch = __ldcg(arguments.epochs + blockIdx.x);
   const int token = __ldcg(arguments.token);
@@ -189,10 +185,7 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
-      if (phase == OUTPUT) {
-        attend(now, index, key_parity, tag);
-        if (MOST_EMPTY) ring.fill(now);
-      }
+      if (phase == OUTPUT) attend(now, index, key_parity, tag);
       if (phase == DOWN && index + 1 < LAYERS) ask_ahead(now, index + 1);
       receive_phase(now, phase, index, tag);
       if (phase == QKV) extras = ask_qkv(now, now.layer(index), Share(QKV));
@@ -203,6 +196,5 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
       ring.refill(now);
     }
   }
-  if (!NEXT_EARLY) let_next_kernel_start();
   if (threadIdx.x == 0) arguments.epochs[blockIdx.x] = epoch + LAYERS;  // nobody else reads it
 }

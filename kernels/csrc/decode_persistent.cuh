@@ -7,10 +7,6 @@
 #pragma once
 #include "decode_persistent_ptx.cuh"
 
-#ifndef ELECTS
-#define ELECTS 1  // one lane, which the compiler knows, asks for weights; 2: for keys and values too
-#endif
-
 constexpr int NUM_WARPS = THREADS / WARP;
 constexpr int HALF_DIM = HEAD_DIM / 2;
 constexpr int ALL_HEADS = NUM_HEADS + 2 * NUM_KV_HEADS;

@@ -112,7 +112,10 @@ __device__ __forceinline__ void copy_box(u32 target, const Map *map, int column,
                ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier) : "memory");
 }
 
-// The same of what is read once: it leaves L2 before anything else does.
+// L2's policy for what leaves before anything else does (createpolicy's evict_first of all).
+constexpr u64 LEAVES_FIRST = 0x12F0000000000000ull;
+
+// The same of what is read once in a step.
 __device__ __forceinline__ void copy_box_once(u32 target, const Map *map, int column, int row, int part, int whole,
                                               u32 barrier) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
@@ -124,11 +127,6 @@ __device__ __forceinline__ void copy_box_once(u32 target, const Map *map, int co
 __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void copy_bytes_once(u32 target, const void *source, int bytes, u32 barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-               ::"r"(target), "l"(source), "r"(bytes), "r"(barrier), "l"(LEAVES_FIRST) : "memory");
 }
 
 // Into L2, for who copies it later.

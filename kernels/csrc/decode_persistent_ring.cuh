@@ -4,16 +4,6 @@
 #pragma once
 #include "decode_persistent.cuh"
 
-#ifndef MOST_EMPTY
-#define MOST_EMPTY 0  // places of a ring that may stay empty until blocks wait in attention
-#endif
-#ifndef REFILL_LAST
-#define REFILL_LAST 0  // a unit's place is filled again after its products, not before
-#endif
-#ifndef READS_ONCE
-#define READS_ONCE 1
-#endif
-
 // The units of a warp are the same in every layer: a list in shared memory, made once. Before it: how
 // many each phase has. Of a unit:
 // x: row and, 20 bits up, head of the map; y: 32 x piece and, 16 bits up, the bytes to come; z: its scales,
@@ -52,8 +42,6 @@ __device__ __forceinline__ void list_units(const Step &step) {
 }
 
 // A warp's place in its list of units, and in its ring.
-static_assert(MOST_EMPTY <= STAGES - 2, "the next unit is on its way");
-
 struct Ring {
   int layer, next, units;  // to be loaded; units of a layer
   int stage, used;         // to be multiplied; of the layer's units
@@ -82,14 +70,14 @@ struct Ring {
     free--;
     if (next == units) next = 0, layer++;
     if (layer >= LAYERS || !units) return;
-    if (ELECTS ? is_elected() : threadIdx.x % WARP == 0) {
+    if (is_elected()) {
       const uint4 unit = units_of_warp(step)[1 + next];
       const u32 base = shared_address(step.shared), barrier = barriers(base) + target * 8;
       expect_bytes(barrier, unit.y >> 16);
-      (READS_ONCE ? copy_box_once : copy_box)(codes(base) + target * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
-               unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
-      (READS_ONCE > 1 ? copy_bytes_once : copy_bytes)(scales(base) + target * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
-                 SCALE_BYTES, barrier);
+      copy_box_once(codes(base) + target * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
+                    unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
+      copy_bytes(scales(base) + target * SCALE_BYTES,
+                 step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z, SCALE_BYTES, barrier);
     }
     next++;
     if (++target == STAGES) target = 0;
@@ -100,9 +88,9 @@ struct Ring {
     while (free) load(step);
   }
 
-  // Where a place is empty that should not be. After a phase's outputs were sent nobody waits for this.
+  // Where a place is empty. After a phase's outputs were sent nobody waits for this.
   __device__ __forceinline__ void refill(const Step &step) {
-    if (free > MOST_EMPTY) load(step);
+    if (free > 0) load(step);
   }
 
   __device__ __forceinline__ void wait(u32 base) const {
@@ -166,7 +154,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     }
     const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
-    if (!REFILL_LAST) ring.refill(step);
+    ring.refill(step);
     const uint4 sums_x = load_shared16(base + GROUP_SUMS_AT + column / 2);
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll
@@ -179,8 +167,8 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     const float first = t ? sum[0][2] + other[0][2] : sum[0][0] + other[0][0];
     const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
     if (t < 2)
-      sums[unit.w & 0xffffffu] = scaled(first, scales.x, sums_x.x, sums_x.y) + scaled(second, scales.y, sums_x.z, sums_x.w);
-    if (REFILL_LAST) __syncwarp(), ring.refill(step);
+      sums[unit.w & 0xffffffu] =
+          scaled(first, scales.x, sums_x.x, sums_x.y) + scaled(second, scales.y, sums_x.z, sums_x.w);
     ring.advance();
   }
 }

@@ -13,13 +13,6 @@
 #define MOST_POLLS (1 << 22)  // about two seconds: another block is lost, and the launch with it
 #endif
 
-#ifndef POLL_SLEEP_NS
-#define POLL_SLEEP_NS 0
-#endif
-#ifndef POLL_FIRST
-#define POLL_FIRST 0  // sleep before the first look too
-#endif
-
 __device__ __forceinline__ void count_poll(int &polls) {
   if (++polls > MOST_POLLS) __trap();
 }
@@ -44,7 +37,9 @@ struct Word {
 
 struct TwoWords {
   u64 first = 0, second = 0;
-  __device__ __forceinline__ void look(bool is_wanted, const u64 *place) { get_words_if(is_wanted, place, first, second); }
+  __device__ __forceinline__ void look(bool is_wanted, const u64 *place) {
+    get_words_if(is_wanted, place, first, second);
+  }
   __device__ __forceinline__ bool is_old(u32 tag) const { return ((u32(first) ^ tag) | (u32(second) ^ tag)) & 1u; }
   __device__ __forceinline__ uint4 halves() const {
     return make_uint4(u32(first) & ~1u, u32(first >> 32), u32(second) & ~1u, u32(second >> 32));
@@ -60,7 +55,6 @@ __device__ __forceinline__ void wait_all(Any (&words)[COUNT], int wanted, u32 ta
   for (int i = 0; i < COUNT; i++)
     if (i < wanted) old |= 1u << i;
   for (int polls = 0; old; count_poll(polls)) {
-    if (POLL_SLEEP_NS && (polls || POLL_FIRST)) __nanosleep(POLL_SLEEP_NS);
 #pragma unroll
     for (int i = 0; i < COUNT; i++) words[i].look(old >> i & 1u, place_of(i));
 #pragma unroll
@@ -77,7 +71,9 @@ __device__ __forceinline__ void send_found(uint4 *place, u32 low, u32 high, floa
 
 struct FoundWord {
   u64 low = 0, high = 0xf149f2caull;  // a weight of nothing: 2 ** -1e30
-  __device__ __forceinline__ void look(bool is_wanted, const uint4 *place) { get_long_word_if(is_wanted, place, low, high); }
+  __device__ __forceinline__ void look(bool is_wanted, const uint4 *place) {
+    get_long_word_if(is_wanted, place, low, high);
+  }
   __device__ __forceinline__ bool is_old(u32 tag) const { return u32(high >> 32) != tag; }
   __device__ __forceinline__ float weight() const { return __uint_as_float(u32(high)); }
   __device__ __forceinline__ float2 first() const { return unpack_halves(u32(low)); }

@@ -18,14 +18,6 @@ __device__ __forceinline__ void copy16(u32 shared, const void *global) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global));
 }
 
-// L2's policy for what is read once: it leaves before anything else does (createpolicy's evict_first of all).
-constexpr u64 LEAVES_FIRST = 0x12F0000000000000ull;
-
-__device__ __forceinline__ void copy16_once(u32 shared, const void *global) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;"
-               ::"r"(shared), "l"(global), "l"(LEAVES_FIRST));
-}
-
 // 4 bytes through L1: other warps read the rest of the sector.
 __device__ __forceinline__ void copy4(u32 shared, const void *global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global));

@@ -44,7 +44,6 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
   for (int i = 0; i < 4; i++) out |= u32(all >> (selector >> 4 * i & 7u) * 8 & 255u) << 8 * i;
   return out;
 }
-inline void __nanosleep(u32) {}
 inline void __trap() { emulator::fail("a thread has waited too long"); }
 inline void __syncthreads() { emulator::meet(emulator::block().meeting, [] {}); }
 inline void __syncwarp() { emulator::meet(emulator::warp().meeting, [] {}); }
