@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +16,13 @@ from nvila_ros.kernels import build, driver
 from nvila_ros.kernels.decode_persistent_plan import PHASES, TILE_KEYS, Cut
 from nvila_ros.kernels.packing import RowsInt4
 
+log = logging.getLogger(__name__)
 SOURCE = "decode_persistent.cu"
+PLACES = 8  # in memory that are tried for the exchange
+APART_BYTES = (
+    1 << 20
+)  # from place to place: torch's allocator takes small tensors from blocks of 2 MiB
+TIMED_LAUNCHES, TIMED_ROUNDS = 12, 3
 
 
 class Arguments(ctypes.Structure):
@@ -24,6 +33,15 @@ class Arguments(ctypes.Structure):
         ("cache_length", ctypes.c_int),
         ("eps", ctypes.c_float),
     )
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Where blocks leave each other values; all 0 before the first launch."""
+
+    words: Tensor
+    found: Tensor
+    epochs: Tensor
 
 
 class PersistentLayers:
@@ -55,11 +73,18 @@ class PersistentLayers:
                 packed = cut.pack_scales(phase, layer[phase].scale_zero).flatten()
                 self._scales[start : start + packed.numel()] = packed
                 start += packed.numel()
-        self._words = torch.zeros(sizes.num_words, dtype=torch.int64, device=where)
-        found = sizes.num_heads * cut.max_splits * sizes.head_dim
-        self._found = torch.zeros(found, dtype=torch.int32, device=where)
-        self._epochs = torch.zeros(cut.num_blocks, dtype=torch.int32, device=where)
+        self.exchange = self.new_exchange()
         self._maps = self._make_maps(self._boxes(matrices, keys, values))
+
+    def new_exchange(self) -> Exchange:
+        """Other buffers; a launch uses those that `exchange` names then."""
+        where, sizes = self._layers.device, self.cut.sizes
+        num_found = sizes.num_heads * self.cut.max_splits * sizes.head_dim
+        return Exchange(
+            words=torch.zeros(sizes.num_words, dtype=torch.int64, device=where),
+            found=torch.zeros(num_found, dtype=torch.int32, device=where),
+            epochs=torch.zeros(self.cut.num_blocks, dtype=torch.int32, device=where),
+        )
 
     def _boxes(
         self, matrices: Sequence[Sequence[RowsInt4]], keys: Tensor, values: Tensor
@@ -86,8 +111,8 @@ class PersistentLayers:
     ) -> Arguments:  # fmt: skip
         """token (1,), place (2,) int32; the rest as `launch` takes it."""
         tensors = (
-            self._layers, self._scales, token, place, table, cos_sin, hidden, self._words,
-            self._found, self._epochs,
+            self._layers, self._scales, token, place, table, cos_sin, hidden,
+            self.exchange.words, self.exchange.found, self.exchange.epochs,
         )  # fmt: skip
         addresses = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
         return Arguments(addresses, self._cache_length, eps)
@@ -104,3 +129,42 @@ class PersistentLayers:
             shared_bytes=self.cut.shared_bytes,
             cooperative=True,
         )
+
+
+def settle(
+    layers: PersistentLayers,
+    launch: Callable[[], None],
+    time_ms: Callable[[Callable[[], None]], float] | None = None,
+) -> None:
+    """Leaves `layers` with the exchange at the fastest of PLACES places.
+
+    Where blocks meet decides up to 2 % of a step either way, and only trying tells
+    (docs/benchmarks/engine_notes.md). launch: one launch of the layers. time_ms: of some.
+    """
+    time_ms = time_ms or _launches_ms
+    device = layers.exchange.words.device
+    exchanges, between = [layers.exchange], []
+    for _ in range(PLACES - 1):
+        between.append(torch.empty(APART_BYTES, dtype=torch.uint8, device=device))
+        exchanges.append(layers.new_exchange())
+    times: list[list[float]] = [[] for _ in exchanges]
+    places = range(len(exchanges))
+    for _ in range(TIMED_ROUNDS):
+        for place in (*places, *reversed(places)):  # there and back: the clock may drift
+            layers.exchange = exchanges[place]
+            times[place].append(time_ms(launch))
+    medians = [statistics.median(each) for each in times]
+    layers.exchange = exchanges[medians.index(min(medians))]
+    log.debug("exchange at the best of %d places: ms %s", len(medians), sorted(medians))
+
+
+def _launches_ms(launch: Callable[[], None]) -> float:
+    """Of TIMED_LAUNCHES after one that is not timed, on the current stream."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    launch()
+    begin.record()
+    for _ in range(TIMED_LAUNCHES):
+        launch()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / TIMED_LAUNCHES

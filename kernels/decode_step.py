@@ -17,6 +17,7 @@ from nvila_ros.kernels.packing import RowsInt4
 
 log = logging.getLogger(__name__)
 PROBE_SLOTS = 48  # of the cache, filled at random to compare both ways
+SETTLED_SLOTS = 1024  # in sight while places of the exchange are tried
 SELF_CHECK_TOLERANCE = 5e-2  # relative, of the last layer's output: rounding stays far below
 
 
@@ -102,6 +103,8 @@ class DecodeStep:
             made = self._make_persistent()
             if is_persistent or (made is not None and self._agrees(made)):
                 self._persistent = made
+        if self._persistent is not None:
+            self._settle(self._persistent)
 
     def _make_persistent(self) -> decode_persistent.PersistentLayers | None:
         """None where the GPU does not do it or has no room."""
@@ -157,6 +160,24 @@ class DecodeStep:
                 error, SELF_CHECK_TOLERANCE,
             )  # fmt: skip
         return error < SELF_CHECK_TOLERANCE
+
+    def _settle(self, persistent: decode_persistent.PersistentLayers) -> None:
+        """Chooses where its blocks meet; leaves the step as it was made."""
+        last = min(SETTLED_SLOTS, self.keys.shape[2]) - 1
+        slots = [each[:, :, last] for each in (self.keys, self.values)]
+        before = [slot.clone() for slot in slots]
+        self.begin(torch.zeros_like(self.token), last)
+        table, cos_sin, eps = self.weights.table, self.cos_sin, self.shape.eps
+        decode_persistent.settle(
+            persistent,
+            lambda: persistent.launch(
+                self.token, self._place, table, cos_sin, self._hidden, eps
+            ),
+        )  # fmt: skip
+        for slot, old in zip(slots, before, strict=True):
+            slot.copy_(old)
+        self.history.zero_()
+        self.begin(torch.zeros_like(self.token), 0)
 
     def begin(self, token: Tensor, position: int) -> None:
         """Sets what the next `launch` reads; (1,) of any integer type."""

@@ -62,6 +62,8 @@ class Decoder:
         self._has_time = False  # nobody waits for what runs now
         self._launch = self.step.launch
         is_cuda = weights.device.type == "cuda"
+        # Brings tokens to the host, so that the next step does not wait for the copy.
+        self._courier = torch.cuda.Stream(weights.device) if is_cuda else None
         self._landed = torch.zeros(cache.max_tokens + 1, dtype=torch.int32, pin_memory=is_cuda)
 
     def prepare(self) -> None:
@@ -150,12 +152,15 @@ class Decoder:
 
     def _fetch(self, begin: int, end: int) -> Callable[[], list[int]]:
         """Starts to bring the history's tokens to the host; what is returned waits for them."""
-        landed = self._landed[begin:end]
-        landed.copy_(self.step.history[begin:end], non_blocking=True)
-        if not self._landed.is_pinned():
+        landed, found = self._landed[begin:end], self.step.history[begin:end]
+        courier = self._courier
+        if courier is None:
+            landed.copy_(found)
             return landed.tolist
-        event = torch.cuda.Event()
-        event.record()
+        courier.wait_stream(torch.cuda.current_stream(found.device))
+        with torch.cuda.stream(courier):
+            landed.copy_(found, non_blocking=True)  # nothing writes these places before `begin`
+            event = courier.record_event()
 
         def wait() -> list[int]:
             event.synchronize()

@@ -264,7 +264,7 @@ def test_the_emulated_launch_is_its_twin(
 @pytest.mark.slow
 def test_the_number_of_layers_ever_run_may_wrap_and_splits_may_rest(tmp_path: Path) -> None:
     pair = Pair(Cut(SMALL, 16, 4, 2), tmp_path)
-    pair.layers._epochs.fill_(-2)  # 2 layers before 2 ** 32
+    pair.layers.exchange.epochs.fill_(-2)  # 2 layers before 2 ** 32
     for position in (400, 3, 401, 64):
         assert max(pair.errors(position)) < 2e-3, position
 
@@ -273,6 +273,6 @@ def test_the_number_of_layers_ever_run_may_wrap_and_splits_may_rest(tmp_path: Pa
 def test_blocks_that_disagree_end_the_launch(tmp_path: Path) -> None:
     """A block that waits for what never comes: an error, not a wait for ever."""
     pair = Pair(Cut(SMALL, 16, 4, 2), tmp_path)
-    pair.layers._epochs[5] = 1
+    pair.layers.exchange.epochs[5] = 1
     with pytest.raises(RuntimeError, match=r"waits for another|waited too long"):
         pair.errors(10)

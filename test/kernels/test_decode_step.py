@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import decode, packing
+from nvila_ros.kernels import decode, decode_persistent, packing
 from nvila_ros.kernels.decode_step import DecodeStep, StepShape, StepWeights
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import LanguageConfig, QuantizationConfig
@@ -171,7 +171,7 @@ def test_thousands_of_replays_say_the_same() -> None:
     first = torch.tensor([7], device="cuda")
     step.begin(first, 0)
     step.launch()
-    step._persistent._epochs.sub_(12)  # an even number: words stay in step
+    step._persistent.exchange.epochs.sub_(12)  # an even number: words stay in step
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -186,3 +186,52 @@ def test_thousands_of_replays_say_the_same() -> None:
             graph.replay()
         texts.add(tuple(step.history.tolist()))
     assert len(texts) == 1
+
+
+class Placed:
+    """Layers whose launch takes as long as their exchange's place says, and hiccups once."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.exchange = self.new_exchange()
+
+    def new_exchange(self) -> decode_persistent.Exchange:
+        self.made += 1
+        number = torch.tensor([self.made])
+        return decode_persistent.Exchange(words=number, found=number, epochs=number)
+
+
+def test_the_exchange_settles_at_the_fastest_place() -> None:
+    layers, asked = Placed(), []
+    fastest = decode_persistent.PLACES - 2
+
+    def time_ms(launch) -> float:
+        place = int(layers.exchange.words)
+        asked.append(place)
+        hiccup = 9.0 if asked.count(place) == 2 else 0.0
+        return abs(place - fastest) * 0.01 + 0.7 + hiccup
+
+    decode_persistent.settle(layers, lambda: None, time_ms)
+    assert int(layers.exchange.words) == fastest
+    assert set(asked) == set(range(1, decode_persistent.PLACES + 1))
+
+
+@torch.no_grad()
+def test_settling_leaves_the_step_as_it_was_made(monkeypatch) -> None:
+    step = make_step(make_model(), "cpu")
+    step.keys.normal_(), step.values.normal_()
+    before = step.keys.clone(), step.values.clone()
+    places = []
+
+    class Layers:
+        def launch(self, token: Tensor, place: Tensor, table: Tensor, *rest: object) -> None:
+            places.append(place.tolist())
+            decode.embed(token, table, out=step._hidden)
+            for index, layer in enumerate(step.weights.layers):
+                step._launch_layer(index, layer)
+
+    monkeypatch.setattr(decode_persistent, "settle", lambda layers, launch: launch())
+    step._settle(Layers())
+    assert places == [[PLACES - 1, PLACES]]
+    assert step.keys.equal(before[0]) and step.values.equal(before[1]) and not step.history.any()
+    assert step.position.tolist() == [0] and step.token.tolist() == [0]

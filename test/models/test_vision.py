@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from nvila_ros.models.config import VisionConfig
-from nvila_ros.models.vision import VisionTower
+from nvila_ros.models.vision import PatchConvolution, VisionTower
 
 transformers = pytest.importorskip("transformers")
 
@@ -55,3 +55,22 @@ def test_frames_of_a_batch_do_not_see_each_other(reference):
     pixels = torch.rand(3, 3, 40, 40)
     with torch.inference_mode():
         assert torch.allclose(tower(pixels)[1:2], tower(pixels[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [40, 44])  # 44: the last four pixels are in no whole patch
+def test_patches_in_training_are_those_of_the_convolution(side):
+    torch.manual_seed(0)
+    convolution = PatchConvolution(3, 24, kernel_size=8, stride=8).double()
+    plain = torch.nn.Conv2d(3, 24, kernel_size=8, stride=8).double()
+    plain.load_state_dict(convolution.state_dict())
+    pixels = torch.randn(2, 3, side, side, dtype=torch.float64)
+    patches, expected = convolution(pixels), plain(pixels)
+    assert torch.allclose(patches, expected, rtol=0, atol=1e-12)
+    assert patches.flatten(2).transpose(1, 2).is_contiguous()  # layers keep this order
+    factors = torch.randn_like(expected)
+    (patches * factors).sum().backward()
+    (expected * factors).sum().backward()
+    assert torch.allclose(convolution.weight.grad, plain.weight.grad, rtol=0, atol=1e-12)
+    assert torch.allclose(convolution.bias.grad, plain.bias.grad, rtol=0, atol=1e-12)
+    with torch.inference_mode():
+        assert torch.equal(convolution(pixels), plain(pixels))

@@ -4,7 +4,12 @@ import torch
 import torch.nn.functional as F
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.training.fused_loss import IGNORED, LossConfig, linear_cross_entropy
+from nvila_ros.training.fused_loss import (
+    IGNORED,
+    LossConfig,
+    chosen_implementation,
+    linear_cross_entropy,
+)
 
 ROWS, WIDTH, WORDS = 37, 24, 301
 
@@ -61,6 +66,20 @@ def test_bfloat16_stays_within_its_rounding():
     assert relative(weight.grad, expected[2]) < 1e-2
 
 
+@pytest.mark.parametrize("chunk_rows", [8, 1024])
+def test_autocast_over_float32_weights_stays_within_bfloat16s_rounding(chunk_rows):
+    hidden, weight, labels, weights = problem(torch.float32)
+    config = LossConfig(chunk_rows=chunk_rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, labels, weights, config)
+    loss.backward()
+    expected = reference(hidden, weight, labels, weights)
+    assert weight.grad.dtype == torch.float32
+    assert relative(loss, expected[0]) < 2e-3
+    assert relative(hidden.grad, expected[1]) < 1e-2
+    assert relative(weight.grad, expected[2]) < 1e-2
+
+
 def test_a_batch_without_labels_costs_nothing_and_still_reaches_every_parameter():
     hidden, weight, labels, _ = problem()
     loss = linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED))
@@ -89,6 +108,24 @@ def test_scores_of_a_chunk_are_the_most_that_is_made(monkeypatch):
     monkeypatch.setattr(F, "linear", lambda *inputs: seen.append(len(inputs[0])) or linear(*inputs))
     linear_cross_entropy(hidden, weight, labels, config=LossConfig(chunk_rows=4)).backward()
     assert max(seen) == 4 and sum(seen) == int((labels != IGNORED).sum())
+
+
+@pytest.mark.parametrize("num_rows, name", [(12, "chunked"), (1024, "chunked"), (1025, "liger")])
+def test_few_rows_are_not_cut_into_ligers_small_chunks(monkeypatch, num_rows, name):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    cuda = torch.device("cuda")
+    assert chosen_implementation(LossConfig(), cuda, num_rows) == name
+    assert chosen_implementation(LossConfig(implementation="liger"), cuda, num_rows) == "liger"
+    assert chosen_implementation(LossConfig(), torch.device("cpu"), num_rows) == "chunked"
+
+
+def test_gradients_are_scaled_once_and_without_a_copy():
+    hidden, weight, labels, _ = problem()
+    loss = linear_cross_entropy(hidden, weight, labels)
+    (loss * 0.5).backward(retain_graph=True)
+    assert relative(weight.grad, 0.5 * reference(hidden, weight, labels)[2]) < 1e-12
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_liger_without_a_gpu_says_what_to_do():
