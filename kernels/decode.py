@@ -249,6 +249,7 @@ def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
     shapes = [(each.num_pairs(p), each.num_inputs(p)) for each in RELEASED for p in PHASES]
     found = [plan_linear(H100, 1, pairs, inputs).defines for pairs, inputs in shapes]
     yield from (("decode.cu", each) for i, each in enumerate(found) if each not in found[:i])
+    yield "decode_head.cu", plan_head(H100, 1, 1, RELEASED[0].hidden).defines
     for sizes in RELEASED:
         cut = decode_persistent_plan.plan(sizes, H100)
         if cut is not None:

@@ -18,7 +18,10 @@ FEWEST_PAIRS = 4  # of outputs that are worth a block
 STAGE_BYTES = 2176  # of a unit: codes and scales (decode_linear.cuh)
 HEAD_STAGE_BYTES = 1024  # 16 tokens x 64 inputs
 ROOM_BYTES = 4 * 40  # block-wide reductions (decode.cu)
+DRIVER_BYTES = 1024  # of a multiprocessor's shared memory, kept by the driver for each block
 HEAD_WARPS, HEAD_STAGES = 8, 8
+MORE_HEAD_STAGES = 12  # where two blocks of a multiprocessor have room for them
+STATIC_BYTES = 256  # of a block of the head, at most
 ATTENTION_WARPS = 8  # a block looks at 16 keys per warp at a time
 MAX_SPLITS = 64  # blocks that share the keys of one key-value head
 
@@ -87,7 +90,7 @@ def plan_linear(device: Device, num_rows: int, num_pairs: int, num_inputs: int) 
     tuning = device.tuning
     most = tuning.max_warps
     num_warps = min(range(1, most + 1), key=lambda warps: _idle(num_groups, warps, most))
-    half = device.multiprocessor_bytes // 2 - 1024  # the driver keeps 1 KiB per block
+    half = device.multiprocessor_bytes // 2 - DRIVER_BYTES
     for batch in _batches(num_rows):
         for limit in (min(half, device.block_bytes), device.block_bytes):
             found = []
@@ -153,7 +156,11 @@ def plan_head(device: Device, num_rows: int, num_tokens: int, num_inputs: int) -
             "64 inputs are expected"
         )
     batch = _batches(num_rows)[0]
-    shared = HEAD_WARPS * HEAD_STAGES * HEAD_STAGE_BYTES + batch * (num_inputs * 2 + 16)
+    rows = batch * (num_inputs * 2 + 16)
+    most = HEAD_WARPS * MORE_HEAD_STAGES * HEAD_STAGE_BYTES + rows
+    has_room = 2 * (most + STATIC_BYTES + DRIVER_BYTES) <= device.multiprocessor_bytes
+    stages = MORE_HEAD_STAGES if has_room else HEAD_STAGES
+    shared = HEAD_WARPS * stages * HEAD_STAGE_BYTES + rows
     tiles = -(-num_tokens // 16)
     blocks = min(2 * device.num_multiprocessors, -(-tiles // (1 if tiles < 64 else HEAD_WARPS)))
     if shared > device.block_bytes:
@@ -161,7 +168,7 @@ def plan_head(device: Device, num_rows: int, num_tokens: int, num_inputs: int) -
             f"{num_rows} rows of {num_inputs} inputs need {shared} bytes of shared memory, a block "
             f"has {device.block_bytes} here; give fewer rows"
         )
-    return Plan({"BATCH": batch, "HEAD_STAGES": HEAD_STAGES}, blocks, 1, HEAD_WARPS, shared)
+    return Plan({"BATCH": batch, "HEAD_STAGES": stages}, blocks, 1, HEAD_WARPS, shared)
 
 
 @functools.cache

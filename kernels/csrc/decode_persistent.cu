@@ -132,50 +132,69 @@ __device__ __forceinline__ void finish_phase(const Step &step, int phase, int in
   if (phase == DOWN) finish<DOWN>(step, index, extras, tag);
 }
 
-__device__ __forceinline__ void prepare(const Step &step) {
+// What a warp's copies need, by each warp for itself.
+__device__ __forceinline__ void prepare_warp(const Step &step) {
+  const int lane = threadIdx.x % WARP, looker = NUM_WARPS - 1 - int(threadIdx.x / WARP);
   const u32 base = shared_address(step.shared);
-  if (threadIdx.x < NUM_WARPS * STAGES) make_barrier(base + BARRIERS_AT + threadIdx.x * 8);
-  if (threadIdx.x < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + threadIdx.x * 8);
+  if (lane < STAGES) make_barrier(Ring::barriers(base) + lane * 8);
+  if (lane == 0 && looker < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + looker * 8);
   publish_barriers();
   list_units(step);
+}
+
+// The layers' table, for every thread after its barrier; it is the same in every step.
+__device__ __forceinline__ void prepare_layers(const Step &step) {
   const u64 *layers = reinterpret_cast<const u64 *>(step.from.layers);
   for (int i = threadIdx.x; i < LAYERS * int(sizeof(Layer)) / 8; i += THREADS)
     reinterpret_cast<u64 *>(step.shared + LAYERS_AT)[i] = layers[i];
-  const Share share(OUTPUT);
-  const __half *embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN + share.first * 4;
-  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
-  for (int i = threadIdx.x; i < share.count * 4; i += THREADS) residual[i] = __half2float(embedding[i]);
   __syncthreads();
+  if (blockIdx.x == BLOCKS - 1 && threadIdx.x == THREADS - WARP) ask_vectors(step.layer(0));
+}
+
+// The token, for every thread; its row of the table, for the block's outputs, which are read some barriers later.
+__device__ __forceinline__ void embed(const Step &step, int token) {
+  *reinterpret_cast<int *>(step.shared + TOKEN_AT) = token;  // the same by every thread: each may read it at once
+  const Share share(OUTPUT);
+  const __half *embedding = step.from.table + size_t(token) * HIDDEN + share.first * 4;
+  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
+  for (int i = int(threadIdx.x) - (THREADS - WARP); i >= 0 && i < share.count * 4; i += WARP)
+    residual[i] = __half2float(embedding[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__ Maps maps) {
   extern __shared__ __align__(1024) unsigned char room[];
   unsigned char *shared = room + (1024 - shared_address(room) % 1024) % 1024;
+  const Step nowhere = {arguments, maps, shared, 0};
+  prepare_warp(nowhere);
+  Ring ring(nowhere);
+  ring.fill(nowhere);
+  prepare_layers(nowhere);
+  wait_for_previous_kernel();  // at once: a cooperative launch here comes when the kernels before it have ended
+  let_next_kernel_start();     // its blocks come as these end, not when all are through, and wait for the values
   const Step step = {arguments, maps, shared, __ldcg(arguments.place)};
   const u32 epoch = __ldcg(arguments.epochs + blockIdx.x);
-  prepare(step);
-  Ring ring(step);
+  const int token = __ldcg(arguments.token);
   u32 key_parity = 0;
   ask_keys(step, 0);
-#pragma unroll 1
-  for (int i = 0; i < STAGES; i++) ring.load(step, i);
+  embed(step, token);
 #pragma unroll 1
   for (int index = 0; index < LAYERS; index++) {
     const u32 tag = epoch + index + 1;
-    Extras extras = ask_qkv(step, step.layer(index), Share(QKV));
+    Extras extras;
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
       const Step now = {arguments, maps, step.shared + nothing(), step.position};
       if (phase == OUTPUT) attend(now, index, key_parity, tag);
+      if (phase == DOWN && index + 1 < LAYERS) ask_ahead(now, index + 1);
       receive_phase(now, phase, index, tag);
+      if (phase == QKV) extras = ask_qkv(now, now.layer(index), Share(QKV));
       multiply_units(now, ring, phase);
       __syncthreads();
       if (phase == DOWN && index + 1 < LAYERS) ask_keys(now, index + 1);
       finish_phase(now, phase, index, extras, tag);
-      ring.refill(now, phase);
+      ring.refill(now);
     }
   }
-  let_next_kernel_start();
   if (threadIdx.x == 0) arguments.epochs[blockIdx.x] = epoch + LAYERS;  // nobody else reads it
 }

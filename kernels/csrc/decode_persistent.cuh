@@ -126,7 +126,9 @@ constexpr int SUMS_AT = UNITS_AT + NUM_WARPS * (MOST_UNITS + 1) * 16;
 constexpr int GROUP_SUMS_AT = SUMS_AT + rounded_up(MOST_SUMS * 4, 16);
 constexpr int RESIDUAL_AT = GROUP_SUMS_AT + rounded_up(MOST_INPUTS / GROUP * 8, 16);
 constexpr int REDUCTION_AT = RESIDUAL_AT + most_quads(OUTPUT) * 16;
+constexpr int TOKEN_AT = REDUCTION_AT + 96;
 constexpr int KEY_BARRIERS_AT = REDUCTION_AT + 128;
+static_assert(NUM_WARPS * 4 <= 96, "a sum for each warp, then the token");
 constexpr int LAYERS_AT = KEY_BARRIERS_AT + LOOKING_WARPS * 8;
 constexpr int X_AT = LAYERS_AT + rounded_up(LAYERS * int(sizeof(Layer)), 16);
 // Keys and values stand behind the rows that are in use together with them.

@@ -86,16 +86,20 @@ __device__ __forceinline__ void add_splits(const Step &step, int item, int split
          pack_halves(total[2] * share, total[3] * share), tag);
 }
 
-// Into L2: what the next layer reads besides its weights. By warps that have looked and now only wait.
-__device__ __forceinline__ void ask_ahead(const Step &step, const Looks &part, int index) {
-  if (index == LAYERS || threadIdx.x % WARP) return;
+// Into L2, by one thread of the launch.
+__device__ __forceinline__ void ask_vectors(const Layer &layer) {
+  copy_to_l2(layer.norms[0], HIDDEN * 2);
+  copy_to_l2(layer.norms[1], HIDDEN * 2);
+  if (layer.bias) copy_to_l2(layer.bias, ALL_HEADS * HEAD_DIM * 2);
+}
+
+// Into L2: what the next layer reads besides its weights.
+__device__ __forceinline__ void ask_ahead(const Step &step, int index) {
+  if (threadIdx.x % WARP || threadIdx.x / WARP < ADDING_WARPS) return;
   const Layer &layer = step.layer(index);
+  const Looks part(step);
   if (!part.is_idle()) part.copy_to_l2(step, layer);
-  if (blockIdx.x == BLOCKS - 1 && threadIdx.x / WARP == NUM_WARPS - 1) {
-    copy_to_l2(layer.norms[0], HIDDEN * 2);
-    copy_to_l2(layer.norms[1], HIDDEN * 2);
-    if (layer.bias) copy_to_l2(layer.bias, ALL_HEADS * HEAD_DIM * 2);
-  }
+  if (blockIdx.x == BLOCKS - 1 && threadIdx.x / WARP == NUM_WARPS - 1) ask_vectors(layer);
 }
 
 // The warp's part of attention.
@@ -103,7 +107,7 @@ __device__ __forceinline__ void attend(const Step &step, int index, u32 &key_par
   const Looks part(step);
   const int warp = threadIdx.x / WARP;
   if (!part.is_idle()) look_at_keys(step, part, index, key_parity, tag);
-  if (warp >= ADDING_WARPS) return ask_ahead(step, part, index + 1);
+  if (warp >= ADDING_WARPS) return;
   constexpr int ITEMS = NUM_HEADS * (HEAD_DIM / 32);
 #pragma unroll 1
   for (int item = blockIdx.x + warp * BLOCKS; item < ITEMS; item += ADDING_WARPS * BLOCKS)

@@ -70,7 +70,8 @@ struct Looks {
     if (row >= keys_of(tile))
 #pragma unroll 1
       for (int i = 0; i < HEAD_DIM / 8; i++)
-        *reinterpret_cast<uint4 *>(value_tile + i / 8 * BOX_BYTES + row * 128 + i % 8 * 16) = make_uint4(0u, 0u, 0u, 0u);
+        *reinterpret_cast<uint4 *>(value_tile + i / 8 * BOX_BYTES + row * 128 + i % 8 * 16) =
+            make_uint4(0u, 0u, 0u, 0u);
     __syncwarp();
   }
 };
@@ -157,7 +158,8 @@ struct Running {
 #pragma unroll
     for (int i = 0; i < 4; i++)
       weights[i] = transposed(pack_halves(scores[i / 2][i % 2 * 2], scores[i / 2][i % 2 * 2 + 1]));
-    const u32 values = shared_address(part.value_tile) + (matrix / 2 * 8 + lane % 8) * 128 + (matrix % 2 ^ lane % 8) * 16;
+    const u32 values =
+        shared_address(part.value_tile) + (matrix / 2 * 8 + lane % 8) * 128 + (matrix % 2 ^ lane % 8) * 16;
 #pragma unroll
     for (int n = 0; n < SIXTEENS; n++) {
 #pragma unroll

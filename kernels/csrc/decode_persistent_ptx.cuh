@@ -95,6 +95,14 @@ __device__ __forceinline__ bool has_bytes(u32 barrier, u32 parity) {
   return is_there;
 }
 
+// True in one lane of the warp, always the same; all lanes ask. The compiler then knows that the copies' operands
+// are one lane's, and does not go round the lanes for them.
+__device__ __forceinline__ bool is_elected() {
+  u32 is_it;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(is_it));
+  return is_it;
+}
+
 // The map's box, of four dimensions: rows of 128 bytes. Of the row at 128 r of a 1024-byte room, chunk c of
 // 16 bytes goes to c ^ r % 8.
 __device__ __forceinline__ void copy_box(u32 target, const Map *map, int column, int row, int part, int whole,
@@ -102,6 +110,18 @@ __device__ __forceinline__ void copy_box(u32 target, const Map *map, int column,
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3, %4, %5}], [%6];"
                ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier) : "memory");
+}
+
+// L2's policy for what leaves before anything else does (createpolicy's evict_first of all).
+constexpr u64 LEAVES_FIRST = 0x12F0000000000000ull;
+
+// The same of what is read once in a step.
+__device__ __forceinline__ void copy_box_once(u32 target, const Map *map, int column, int row, int part, int whole,
+                                              u32 barrier) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+               "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
+               ::"r"(target), "l"(map), "r"(column), "r"(row), "r"(part), "r"(whole), "r"(barrier),
+               "l"(LEAVES_FIRST) : "memory");
 }
 
 __device__ __forceinline__ void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {

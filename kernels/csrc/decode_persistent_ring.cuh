@@ -45,12 +45,14 @@ __device__ __forceinline__ void list_units(const Step &step) {
 struct Ring {
   int layer, next, units;  // to be loaded; units of a layer
   int stage, used;         // to be multiplied; of the layer's units
+  int target, free;        // the next place to be filled; how many are empty
   u32 parity;
 
   __device__ __forceinline__ explicit Ring(const Step &step) {
     const uint4 counts = *units_of_warp(step);
     units = counts.x + counts.y + counts.z + counts.w;
-    layer = next = stage = used = 0;
+    layer = next = stage = used = target = 0;
+    free = STAGES;
     parity = 0;
   }
 
@@ -64,27 +66,31 @@ struct Ring {
 
   // Asks for the warp's next unit. After the last: nothing. Rows past the share come along and are
   // not looked at, past the matrix: zeros.
-  __device__ __forceinline__ void load(const Step &step, int to_stage) {
+  __device__ __forceinline__ void load(const Step &step) {
+    free--;
     if (next == units) next = 0, layer++;
     if (layer >= LAYERS || !units) return;
-    if (threadIdx.x % WARP == 0) {
+    if (is_elected()) {
       const uint4 unit = units_of_warp(step)[1 + next];
-      const u32 base = shared_address(step.shared), barrier = barriers(base) + to_stage * 8;
+      const u32 base = shared_address(step.shared), barrier = barriers(base) + target * 8;
       expect_bytes(barrier, unit.y >> 16);
-      copy_box(codes(base) + to_stage * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
-               unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
-      copy_bytes(scales(base) + to_stage * SCALE_BYTES, step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z,
-                 SCALE_BYTES, barrier);
+      copy_box_once(codes(base) + target * CODE_BYTES, step.maps.codes + (layer * NUM_PHASES + (unit.w >> 24)),
+                    unit.y & 0xffffu, unit.x & 0xfffffu, 0, unit.x >> 20, barrier);
+      copy_bytes(scales(base) + target * SCALE_BYTES,
+                 step.from.scales + size_t(layer) * LAYER_SCALE_BYTES + unit.z, SCALE_BYTES, barrier);
     }
     next++;
+    if (++target == STAGES) target = 0;
   }
 
-  // Into the place that was freed last: all others are full.
-  __device__ __forceinline__ void load(const Step &step) { load(step, stage ? stage - 1 : STAGES - 1); }
+  __device__ __forceinline__ void fill(const Step &step) {
+#pragma unroll 1
+    while (free) load(step);
+  }
 
-  // The place of a phase's last unit, after its outputs were sent: nobody waits for this.
-  __device__ __forceinline__ void refill(const Step &step, int phase) {
-    if (reinterpret_cast<const int *>(units_of_warp(step))[phase]) load(step);
+  // Where a place is empty. After a phase's outputs were sent nobody waits for this.
+  __device__ __forceinline__ void refill(const Step &step) {
+    if (free > 0) load(step);
   }
 
   __device__ __forceinline__ void wait(u32 base) const {
@@ -93,7 +99,7 @@ struct Ring {
   }
 
   __device__ __forceinline__ void advance() {
-    used++;
+    used++, free++;
     if (++stage == STAGES) stage = 0, parity ^= 1u;
   }
 };
@@ -148,7 +154,7 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     }
     const uint2 scales = load_shared8(row_scales + ring.stage * SCALE_BYTES);
     __syncwarp();
-    if (i) ring.load(step);
+    ring.refill(step);
     const uint4 sums_x = load_shared16(base + GROUP_SUMS_AT + column / 2);
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll
@@ -161,7 +167,8 @@ __device__ __forceinline__ void multiply_units(const Step &step, Ring &ring, int
     const float first = t ? sum[0][2] + other[0][2] : sum[0][0] + other[0][0];
     const float second = t ? sum[1][2] + other[1][2] : sum[1][0] + other[1][0];
     if (t < 2)
-      sums[unit.w & 0xffffffu] = scaled(first, scales.x, sums_x.x, sums_x.y) + scaled(second, scales.y, sums_x.z, sums_x.w);
+      sums[unit.w & 0xffffffu] =
+          scaled(first, scales.x, sums_x.x, sums_x.y) + scaled(second, scales.y, sums_x.z, sums_x.w);
     ring.advance();
   }
 }

@@ -66,7 +66,9 @@ __device__ __forceinline__ void receive(const Step &step, const u64 *words, cons
 #pragma unroll 1
   for (int base = threadIdx.x; base - int(threadIdx.x) < EIGHTS; base += AT_ONCE * THREADS) {
     // Without branches, but for stores: where there is nothing are zeros, and the rounds run side by side.
-    const auto has = [&](int i) { return (ROUNDS == AT_ONCE && (i + 1) * THREADS <= EIGHTS) || base + i * THREADS < EIGHTS; };
+    const auto has = [&](int i) {
+      return (ROUNDS == AT_ONCE && (i + 1) * THREADS <= EIGHTS) || base + i * THREADS < EIGHTS;
+    };
     uint4 v[AT_ONCE], weights[AT_ONCE];
     TwoWords sent[AT_ONCE];
     float2 sums[AT_ONCE];
@@ -78,7 +80,8 @@ __device__ __forceinline__ void receive(const Step &step, const u64 *words, cons
         if (has(i)) weights[i] = __ldg(reinterpret_cast<const uint4 *>(norm) + base + i * THREADS);
       }
     if (!embedding)
-      wait_all(sent, (EIGHTS - base + THREADS - 1) / THREADS, tag, [&](int i) { return words + (base + i * THREADS) * 2; });
+      wait_all(sent, (EIGHTS - base + THREADS - 1) / THREADS, tag,
+               [&](int i) { return words + (base + i * THREADS) * 2; });
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       v[i] = sent[i].halves();
@@ -129,7 +132,10 @@ __device__ __forceinline__ void receive_phase(const Step &step, int phase, int i
     receive<INTERMEDIATE, PLAIN>(step, words + INNER, nullptr, nullptr, tag);
   } else {
     const __half *embedding = nullptr;
-    if (phase == QKV && index == 0) embedding = step.from.table + size_t(__ldcg(step.from.token)) * HIDDEN;
+    if (phase == QKV && index == 0) {
+      const int token = *reinterpret_cast<const int *>(step.shared + TOKEN_AT);
+      embedding = step.from.table + size_t(token) * HIDDEN;
+    }
     receive<HIDDEN, NORMED>(step, words + (phase == QKV ? HIDDEN_DOWN : HIDDEN_OUTPUT),
                             reinterpret_cast<const uint4 *>(embedding), layer.norms[phase == GATE_UP],
                             phase == QKV ? tag - 1 : tag);

@@ -37,7 +37,9 @@ struct Word {
 
 struct TwoWords {
   u64 first = 0, second = 0;
-  __device__ __forceinline__ void look(bool is_wanted, const u64 *place) { get_words_if(is_wanted, place, first, second); }
+  __device__ __forceinline__ void look(bool is_wanted, const u64 *place) {
+    get_words_if(is_wanted, place, first, second);
+  }
   __device__ __forceinline__ bool is_old(u32 tag) const { return ((u32(first) ^ tag) | (u32(second) ^ tag)) & 1u; }
   __device__ __forceinline__ uint4 halves() const {
     return make_uint4(u32(first) & ~1u, u32(first >> 32), u32(second) & ~1u, u32(second >> 32));
@@ -69,7 +71,9 @@ __device__ __forceinline__ void send_found(uint4 *place, u32 low, u32 high, floa
 
 struct FoundWord {
   u64 low = 0, high = 0xf149f2caull;  // a weight of nothing: 2 ** -1e30
-  __device__ __forceinline__ void look(bool is_wanted, const uint4 *place) { get_long_word_if(is_wanted, place, low, high); }
+  __device__ __forceinline__ void look(bool is_wanted, const uint4 *place) {
+    get_long_word_if(is_wanted, place, low, high);
+  }
   __device__ __forceinline__ bool is_old(u32 tag) const { return u32(high >> 32) != tag; }
   __device__ __forceinline__ float weight() const { return __uint_as_float(u32(high)); }
   __device__ __forceinline__ float2 first() const { return unpack_halves(u32(low)); }

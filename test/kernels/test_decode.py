@@ -262,6 +262,22 @@ def test_plans_fit_every_gpu(limits: tuple[int, int, int, tuple[int, int]]) -> N
         assert 32 * plan.num_warps <= plan.defines["MAX_THREADS"]
 
 
+@pytest.mark.parametrize(
+    ("multiprocessor_bytes", "stages"), [(233472, 12), (167936, 8), (102400, 8)]
+)
+def test_the_head_has_more_in_flight_where_two_blocks_have_room(
+    multiprocessor_bytes: int, stages: int
+) -> None:
+    from nvila_ros.kernels.decode_plan import Device, plan_head
+
+    device = Device(132, multiprocessor_bytes - 1024, multiprocessor_bytes)
+    for num_inputs in (1536, 3584):
+        plan = plan_head(device, 1, 152064, num_inputs)
+        assert plan.defines["HEAD_STAGES"] == stages
+        assert stages == 8 or 2 * (plan.shared_bytes + 1024) <= multiprocessor_bytes
+    assert plan_head(device, 8, 152064, 1536).defines["HEAD_STAGES"] == 8
+
+
 def test_plans_that_do_not_fit_say_what_is_needed_and_what_there_is() -> None:
     from nvila_ros.errors import KernelError
     from nvila_ros.kernels.decode_plan import Device, plan_attention, plan_head

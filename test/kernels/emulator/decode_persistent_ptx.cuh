@@ -101,6 +101,10 @@ inline void copy_box(u32 target, const Map *map, int column, int row, int part, 
       }
   });
 }
+inline bool is_elected() { return threadIdx.x % 32 == 0; }
+inline void copy_box_once(u32 target, const Map *map, int column, int row, int part, int whole, u32 barrier) {
+  copy_box(target, map, column, row, part, whole, barrier);
+}
 inline void copy_bytes(u32 target, const void *source, int bytes, u32 barrier) {
   if (target % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("a bulk copy of odd bytes");
   void *place = shared_pointer<void>(target);

@@ -34,6 +34,7 @@ inline uint2 load_shared8(u32 address) {
 }
 inline u32 load_shared4(u32 address) { return *shared_pointer<u32>(address); }
 inline void let_next_kernel_start() {}
+inline void wait_for_previous_kernel() {}
 template <u32 MASK> inline u32 and_or(u32 w, u32 magic) { return (w & MASK) | magic; }
 
 inline u32 pack_halves(float low, float high) {
