@@ -32,7 +32,8 @@ from nvila_ros.models.runtime_cache import Sequence1D
 from nvila_ros.models.runtime_decoder import lay_out
 
 PROMPT_TOKENS = 1088
-DECODED_TOKENS = 128
+LEADING_TOKENS, DECODED_TOKENS = 32, 128  # what an answer costs once is in the leading ones
+REPLAYS = 64  # in a row
 NUM_DECISIONS = 24
 FIRST_DECISION = 12  # by then seven frames are spread over the episode, as in most of it
 
@@ -166,15 +167,26 @@ def decode(engine: Engine) -> dict[str, float]:
         engine.generate_greedy(ids, max_new_tokens=num_tokens)
 
     answer(2)  # the prompt stays in the cache
-    short = wall_ms(lambda: answer(1), 5)
-    long = wall_ms(lambda: answer(1 + DECODED_TOKENS), 5)
+    none, short, long = (
+        wall_ms(lambda count=count: answer(1 + count), 7)
+        for count in (0, LEADING_TOKENS, LEADING_TOKENS + DECODED_TOKENS)
+    )
     step_ms = (long - short) / DECODED_TOKENS
     token = torch.zeros(1, dtype=torch.int32, device=engine.device)
     engine._decoder.step.begin(token, PROMPT_TOKENS)
+    alone_ms = events_ms(engine._decoder._launch, 50)
+    engine._decoder.step.begin(token, PROMPT_TOKENS)
+
+    def many() -> None:
+        for _ in range(REPLAYS):
+            engine._decoder._launch()
+
     return {
         "decode_tokens_per_s": 1e3 / step_ms,
         "decode_step_wall_ms": step_ms,
-        "decode_step_replay_ms": events_ms(engine._decoder._launch, 50),
+        "decode_begin_ms": short - none - LEADING_TOKENS * step_ms,
+        "decode_step_replay_ms": alone_ms,
+        "decode_step_in_a_row_ms": events_ms(many, 3, 1) / REPLAYS,
     }
 
 
