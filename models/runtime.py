@@ -164,8 +164,9 @@ class Engine:
     @torch.inference_mode()
     def catch_up(self) -> None:
         """Captures what was met once, while nobody waits: the robot moves."""
-        self._vision_graphs.catch_up()
-        self._decoder.catch_up()
+        num_captured = self._vision_graphs.catch_up() + self._decoder.catch_up()
+        if num_captured and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what they took before they were captured, stream by stream
 
     @torch.inference_mode()
     def encode_frames(self, pixels: Tensor) -> Tensor:

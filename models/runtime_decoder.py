@@ -100,11 +100,11 @@ class Decoder:
         key = (len(embeds), start, tree, tuple(wanted), tuple(tokens))
         return self._reads.run(key, make, embeds)
 
-    def catch_up(self) -> None:
-        """Captures the layouts that were read once, when there is time for it."""
+    def catch_up(self) -> int:
+        """Captures the layouts that were read once, when there is time for it; how many."""
         self._has_time = True
         try:
-            self._reads.catch_up()
+            return self._reads.catch_up()
         finally:
             self._has_time = False
 
