@@ -34,7 +34,7 @@ def test_a_newline_is_one_token():
     assert TOKENIZER.decode(TOKENIZER.newline_ids) == "\n"
 
 
-# A letter that this Python does not know yet ("Cn") may have a lower case in the tokenizer's tables.
+# Letters unknown to this Python ("Cn") may have a lower case in the tokenizer's own tables.
 KNOWN = st.characters(exclude_categories=["Cs", "Cn"])
 
 
