@@ -19,9 +19,7 @@ from nvila_ros.kernels.packing import RowsInt4
 log = logging.getLogger(__name__)
 SOURCE = "decode_persistent.cu"
 PLACES = 8  # in memory that are tried for the exchange
-APART_BYTES = (
-    1 << 20
-)  # from place to place: torch's allocator takes small tensors from blocks of 2 MiB
+APART_BYTES = 1 << 20  # from place to place: half of a block of torch's small tensors
 TIMED_LAUNCHES, TIMED_ROUNDS = 12, 3
 
 

@@ -16,7 +16,6 @@ from nvila_ros.kernels.w8a8 import BoundLinear, W8A8Linear, is_hopper
 from nvila_ros.kernels.w8a8_hopper import BLOCK_K, FEW_ROWS, Epilogue
 
 ROW_BYTES = 128
-TURNS = True  # a kernel begins with the rows that the one before it wrote last
 PATCH_INPUTS_MULTIPLE = 8  # columns: cuBLAS wants rows of a multiple of 16 bytes
 
 
@@ -232,14 +231,17 @@ class VisionEncoder:
         mixed = self._buffers.mixed[:rows].view(frames, self.num_patches, -1)
         if self.heads_apart:
             heads = qkv[:frames]
-            to_heads = Epilogue(head_tokens=self.num_patches, from_end=TURNS)
+            to_heads = Epilogue(head_tokens=self.num_patches, from_end=True)
             return heads, to_heads, HeadAttention(heads, mixed)
         flat = qkv[: rows * 3 * mixed.shape[2]].view(rows, -1)
         attend = FrameAttention(flat.view(frames, self.num_patches, -1), mixed, num_heads)
         return flat, Epilogue(), attend
 
     def _plan(self, frames: int) -> list[Callable[[Tensor], object]]:
-        """Every launch of the layers, with its buffers bound; each is given where features go."""
+        """Every launch of the layers, with its buffers bound; each is given where features go.
+
+        `from_end`: a kernel begins with the rows that the last one ended with, still in the cache.
+        """
         buffers, weights, early = self._buffers, self.weights, self.programmatic
         rows = frames * self.num_patches
         hidden, mixed, codes = buffers.hidden[:rows], buffers.mixed[:rows], buffers.codes[:rows]
@@ -261,7 +263,7 @@ class VisionEncoder:
         def quantize(source: Tensor, target: Tensor) -> None:
             steps.append(
                 lambda _: vision_rows.quantize(
-                    source, target, scales, programmatic=early, from_end=TURNS
+                    source, target, scales, programmatic=early, from_end=True
                 )
             )
 
@@ -283,10 +285,10 @@ class VisionEncoder:
             steps.append(lambda _: attend.launch(programmatic=early))
             quantize(mixed, codes)
             linear(codes, block.out, hidden, Epilogue(residual=True))
-            norm(block.norm2_weight, block.norm2_bias, from_end=TURNS)
+            norm(block.norm2_weight, block.norm2_bias, from_end=True)
             if fuses:
                 linear(codes, block.fc1, wide_codes, Epilogue(gelu=True, codes_out=True))
-                of_blocks = Epilogue(residual=True, block_scales=True, from_end=TURNS)
+                of_blocks = Epilogue(residual=True, block_scales=True, from_end=True)
                 linear(wide_codes, block.fc2, hidden, of_blocks)
                 continue
             linear(codes, block.fc1, inner, Epilogue(gelu=True))

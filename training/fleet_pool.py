@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import traceback
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from nvila_ros.training.frame_workers import FrameWorkers
 
 if TYPE_CHECKING:  # workers import it only after they have chosen how to draw
     from nvila_ros.training.fleet_labels import DecisionLabels
@@ -103,31 +104,16 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
         memory.close()
 
 
-class FleetPool:
+class FleetPool(FrameWorkers):
     """Starts the workers and hands on their messages."""
 
     def __init__(
         self, num_workers: int, settings, first_seed: int, seeds_per_worker: int = 20_000
     ) -> None:
         self.settings = settings
-        context = get_context("spawn")
-        self.memories, self.frames, self.connections, self.processes = [], [], [], []
-        for worker in range(num_workers):
-            shape = _buffer_shape(settings)
-            memory = SharedMemory(create=True, size=int(np.prod(shape)))
-            ours, theirs = context.Pipe()
-            begin = first_seed + worker * seeds_per_worker
-            process = context.Process(
-                target=_work,
-                args=(theirs, memory.name, settings, (begin, begin + seeds_per_worker)),
-                daemon=True,
-            )
-            process.start()
-            theirs.close()
-            self.memories.append(memory)
-            self.frames.append(np.ndarray(shape, np.uint8, memory.buf))
-            self.connections.append(ours)
-            self.processes.append(process)
+        begins = range(first_seed, first_seed + num_workers * seeds_per_worker, seeds_per_worker)
+        arguments = [(settings, (begin, begin + seeds_per_worker)) for begin in begins]
+        super().__init__(_work, _buffer_shape(settings), arguments)
 
     def poll(self, timeout_s: float = 0.0):
         """(worker, message) of every worker that has one now; raises when a worker failed."""
@@ -145,16 +131,3 @@ class FleetPool:
     def answer(self, worker: int, reply) -> None:
         """Student's actions after an asking step, or settings after a finished fleet."""
         self.connections[worker].send(reply)
-
-    def close(self) -> None:
-        """Ends the workers and frees the shared memory."""
-        for connection in self.connections:
-            connection.close()
-        for process in self.processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-        self.frames.clear()
-        for memory in self.memories:
-            memory.close()
-            memory.unlink()

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from multiprocessing import get_context
 from multiprocessing.connection import wait
-from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.ablation.examinee import MOST_UNITS, Asked, work
 from nvila_ros.training.ablation.files import load_arm
+from nvila_ros.training.frame_workers import FrameWorkers
 from nvila_ros.training.objectives import AnswerTable
 from nvila_ros.training.replay import BLACK_SLOT, FrameRing, history_indices
 from nvila_ros.training.student import Student
@@ -76,7 +75,7 @@ class Examiner:
         return self.student.decide(shown, ids, lengths, np.ones(len(rows), bool), allowed)
 
 
-class Exams:
+class Exams(FrameWorkers):
     """The processes, and the waves of arms that they examine."""
 
     def __init__(self, run: Path, num_workers: int, most: int, device: torch.device) -> None:
@@ -84,20 +83,7 @@ class Exams:
         self.size = build_sequences().config.vision.image_size
         self.num_frames = 1 + MOST_UNITS * most
         shape = (MAX_ARMS, self.num_frames, self.size, self.size, 3)
-        context = get_context("spawn")
-        self.memories, self.frames, self.connections = [], [], []
-        self.processes = []
-        for _ in range(num_workers):
-            memory = SharedMemory(create=True, size=int(np.prod(shape)))
-            ours, theirs = context.Pipe()
-            arguments = (theirs, memory.name, shape, most)
-            process = context.Process(target=work, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self.memories.append(memory)
-            self.frames.append(np.ndarray(shape, np.uint8, memory.buf))
-            self.connections.append(ours)
-            self.processes.append(process)
+        super().__init__(work, shape, [(shape, most)] * num_workers)
 
     def wave(
         self, names: list[str], models: list[Nvila], shapes: list[NetworkShape], seeds
@@ -161,18 +147,32 @@ class Exams:
         for worker, _ in asking:
             self.connections[worker].send(actions[worker])
 
-    def close(self) -> None:
-        """Ends the processes."""
-        for connection in self.connections:
-            connection.close()
-        for process in self.processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-        self.frames.clear()
-        for memory in self.memories:
-            memory.close()
-            memory.unlink()
+
+def _examine_as_they_come(
+    exams: Exams, given: argparse.Namespace, began_s: float, released: Nvila, log: Path
+) -> None:
+    """Wave after wave of the arms that are done, until the log says that no other comes."""
+    first, _, last = given.seeds.partition(":")
+    seeds, tower = range(int(first), int(last)), released.vision_tower.state_dict()
+    seen: set[str] = set()
+    while time.monotonic() - began_s < given.until:
+        is_over = '"done"' in log.read_text()
+        folders = sorted((given.run / "arms").glob("*"), key=lambda p: p.stat().st_mtime)
+        new = [folder for folder in folders if folder.name not in seen][: MAX_ARMS - 1]
+        if not new:
+            if is_over:
+                return
+            time.sleep(0.5)
+            continue
+        begin_s, names = time.monotonic(), [folder.name for folder in new]
+        networks = [load_arm(folder, tower, exams.device) for folder in new]
+        if given.examine_released and "released" not in seen:
+            names.append("released")
+            networks.append((released.to(exams.device).eval(), NetworkShape()))
+        seen.update(names)
+        models, shapes = zip(*networks, strict=True)
+        arrived = exams.wave(names, list(models), list(shapes), seeds)
+        print(f"arrived: {arrived}, {time.monotonic() - begin_s:.1f} s", flush=True)
 
 
 def main() -> None:
@@ -189,36 +189,13 @@ def main() -> None:
     given = parser.parse_args()
     began_s, device = time.monotonic(), torch.device(given.device)
     torch.set_float32_matmul_precision("high")
-    first, _, last = given.seeds.partition(":")
-    seeds = range(int(first), int(last))
     released, _ = weights.load(given.released)
-    tower = released.vision_tower.state_dict()
     log = given.run / "ablations.jsonl"
     while not (log.is_file() and log.read_text()):  # the cores belong to the corpus until then
         time.sleep(0.5)
     exams = Exams(given.run, given.workers, given.decisions, device)
-    seen: set[str] = set()
     try:
-        while time.monotonic() - began_s < given.until:
-            is_over = '"done"' in log.read_text()
-            folders = sorted((given.run / "arms").glob("*"), key=lambda p: p.stat().st_mtime)
-            new = [folder for folder in folders if folder.name not in seen][: MAX_ARMS - 1]
-            if not new:
-                if is_over:
-                    break
-                time.sleep(0.5)
-                continue
-            seen |= {folder.name for folder in new}
-            begin_s, names = time.monotonic(), [folder.name for folder in new]
-            networks = [load_arm(folder, tower, device) for folder in new]
-            if given.examine_released and "released" not in seen:
-                seen.add("released")
-                names.append("released")
-                networks.append((released.to(device).eval(), NetworkShape()))
-            models, shapes = zip(*networks, strict=True)
-            arrived = exams.wave(names, list(models), list(shapes), seeds)
-            took_s = time.monotonic() - begin_s
-            print(f"arrived: {arrived}, {took_s:.1f} s", flush=True)
+        _examine_as_they_come(exams, given, began_s, released, log)
     finally:
         exams.close()
     print("exams are over", flush=True)

@@ -268,16 +268,15 @@ class Runner:
             module.load_state_dict(part, strict=False)
 
     @torch.no_grad()
-    def scores(self, decisions: Decisions, cache: PatchCache | None = None) -> np.ndarray:
+    def scores(self, decisions: Decisions) -> np.ndarray:
         """(N, 10) float32 log probabilities of the answers, where they part, unmirrored."""
-        cache = cache or self.cache
         found = []
         places = self.objective.navigation_places
         for begin in range(0, len(decisions), SCORED_DECISIONS):
             rows = slice(begin, begin + SCORED_DECISIONS)
             shown, prompt = decisions.shown[rows], decisions.prompt[rows]
             slots = shown.flatten()
-            codes, scales = cache.codes_of(slots, torch.zeros_like(slots))
+            codes, scales = self.cache.codes_of(slots, torch.zeros_like(slots))
             with self.objective.autocast:
                 ids, lengths = decisions.ids[0, prompt], decisions.lengths[prompt]
                 for place in range(self.branch):
