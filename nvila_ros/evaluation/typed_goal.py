@@ -9,7 +9,8 @@ import re
 import numpy as np
 
 from nvila_ros.evaluation.metrics import resample
-from nvila_ros.sim.episodes import GOAL_DISTANCE_M, PATH_SPACING_M, TRACE_STEPS, Episode
+from nvila_ros.sim.drafts import GOAL_DISTANCE_M, TRACE_STEPS
+from nvila_ros.sim.episodes import PATH_SPACING_M, Episode
 from nvila_ros.sim.grid import OccupancyGrid
 from nvila_ros.sim.instructions import unique_furniture
 from nvila_ros.sim.oracle import Planner
