@@ -43,7 +43,7 @@ ALLOWED = {
     "models": {"kernels", "errors"},
     "core": {"core", "models", "kernels"},
     "sim": {"errors"},
-    "training": {"models", "kernels", "core", "sim"},
+    "training": {"models", "kernels", "core", "sim", "evaluation"},
     "evaluation": {"models", "core", "sim"},
     "recording": {"models", "core", "training", "evaluation", "ros"},
     "doctor": {"models", "core", "ros"},

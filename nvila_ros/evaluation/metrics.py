@@ -147,7 +147,7 @@ def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def bootstrap_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(N,) -> (NUM_RESAMPLES,) means of N values drawn with replacement (Efron 1979)."""
+    """(N, ...) -> (NUM_RESAMPLES, ...) means of N rows drawn with replacement (Efron 1979)."""
     rng = np.random.default_rng(seed)
     count = len(values)
     return np.concatenate(

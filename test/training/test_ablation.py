@@ -174,6 +174,8 @@ def test_toy_arms_train_and_are_examined(tmp_path):
     from nvila_ros.training.ablation.exams import Exams
     from nvila_ros.training.ablation.experiment import Ablations
     from nvila_ros.training.ablation.files import load_arm
+    from nvila_ros.training.ablation.report import summarise
+    from nvila_ros.training.ablation.results import read_results
 
     recipe = load_ablations(RECIPES / "toy.yaml")
     wanted = ("plain", "delta_half", "frames_1", "seeing")
@@ -199,3 +201,6 @@ def test_toy_arms_train_and_are_examined(tmp_path):
         (name, seed) for name in wanted for seed in (900_000, 900_001)
     }
     assert all(row["decisions"] <= 2 for row in rows)
+    arms = summarise(read_results(tmp_path), {})["arms"]  # the report reads what both wrote
+    assert list(arms) == list(wanted)
+    assert all(arm["num_examined"] == 2 and "regret_95" in arm for arm in arms.values())

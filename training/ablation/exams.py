@@ -21,6 +21,7 @@ from nvila_ros.models import weights
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.ablation.examinee import MOST_UNITS, Asked, work
 from nvila_ros.training.ablation.files import load_arm
+from nvila_ros.training.ablation.results import EXAMS_FILE, LOG_FILE
 from nvila_ros.training.frame_workers import FrameWorkers
 from nvila_ros.training.objectives import AnswerTable
 from nvila_ros.training.replay import BLACK_SLOT, FrameRing, history_indices
@@ -108,7 +109,7 @@ class Exams(FrameWorkers):
 
         for worker in workers:
             give(worker)
-        with (self.run / "exams.jsonl").open("a") as file:
+        with (self.run / EXAMS_FILE).open("a") as file:
             while busy:
                 ready = wait([self.connections[worker] for worker in busy])
                 asking = []
@@ -190,7 +191,7 @@ def main() -> None:
     began_s, device = time.monotonic(), torch.device(given.device)
     torch.set_float32_matmul_precision("high")
     released, _ = weights.load(given.released)
-    log = given.run / "ablations.jsonl"
+    log = given.run / LOG_FILE
     while not (log.is_file() and log.read_text()):  # the cores belong to the corpus until then
         time.sleep(0.5)
     exams = Exams(given.run, given.workers, given.decisions, device)

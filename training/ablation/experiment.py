@@ -20,13 +20,10 @@ from torch import Tensor
 from nvila_ros.errors import TrainingError
 from nvila_ros.models import weights
 from nvila_ros.training.ablation.arms import AblationRecipe, Arm
-from nvila_ros.training.ablation.corpus import (
-    Decisions,
-    build_decisions,
-    shuffled_rows,
-)
+from nvila_ros.training.ablation.corpus import Decisions, build_decisions, shuffled_rows
 from nvila_ros.training.ablation.drives import SharedDrives
 from nvila_ros.training.ablation.files import save_arm
+from nvila_ros.training.ablation.results import HELD_OUT_FILE, LOG_FILE
 from nvila_ros.training.ablation.runners import Runner, Views
 from nvila_ros.training.ablation.scores import (
     answer_log_probability,
@@ -37,7 +34,6 @@ from nvila_ros.training.ablation.scores import (
 from nvila_ros.training.optimizer import make_optimizers, set_learning_rate, warmup_stable_decay
 from nvila_ros.training.vocabulary import build_sequences
 
-LOG_FILE = "ablations.jsonl"
 MARGIN = 1.25  # of the time that steps are thought to take: exams run beside them
 OVERHEAD_S = 4.0  # of an arm: resetting, scoring, saving
 SHAPE_S = 10.0  # of a new shape: compiling with a warm cache, recording
@@ -296,5 +292,5 @@ class Ablations:
         held: dict = {"costs": costs, "apartments": self.unseen.apartments, **self.answers}
         temporary = self.out / ".held_out.tmp.npz"
         np.savez_compressed(temporary, **held)
-        temporary.replace(self.out / "held_out.npz")
+        temporary.replace(self.out / HELD_OUT_FILE)
         return held_out_scores(costs, scores)

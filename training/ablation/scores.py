@@ -12,22 +12,26 @@ TEMPERATURE = 0.3  # of the soft targets, as in `recipe.NanoRecipe`
 MOST_REGRET = 10.0  # a motion into a wall costs as if without end
 
 
-def held_out_scores(costs: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """(N, 10) costs-to-go, (N, 10) log probabilities -> means over decisions.
+def decision_scores(costs: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """(N, 10) costs-to-go, (N, 10) log probabilities -> (N,) float values per decision.
 
-    `agreement` is the soft target's mass on the likeliest answer, `best` the share of decisions in
-    which no motion is better, `regret` what the likeliest costs more than the best, in units of
-    25 cm or 15 degrees.
+    `agreement` is the soft target's mass on the likeliest answer, `best` 1 where no motion is
+    better, `regret` what the likeliest costs more than the best, in units of 25 cm or 15 degrees.
     """
     chosen, rows = scores.argmax(1), np.arange(len(costs))
     regret = costs[rows, chosen] - costs.min(1)
     target = soft_targets(costs, TEMPERATURE)
     return {
-        "agreement": float(target[rows, chosen].mean()),
-        "best": float((regret < 1e-3).mean()),
-        "regret": float(np.minimum(regret, MOST_REGRET).mean()),
-        "cross_entropy": float(-(target * scores).sum(1).mean()),
+        "agreement": target[rows, chosen],
+        "best": (regret < 1e-3).astype(float),
+        "regret": np.minimum(regret, MOST_REGRET),
+        "cross_entropy": -(target * scores).sum(1),
     }
+
+
+def held_out_scores(costs: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Means of `decision_scores` over decisions."""
+    return {key: float(value.mean()) for key, value in decision_scores(costs, scores).items()}
 
 
 def answer_log_probability(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
