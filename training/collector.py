@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from nvila_ros.training.fleet import EXAM, ORACLE, STUDENT, FleetSettings
+from nvila_ros.training.fleet_labels import DecisionLabels
 from nvila_ros.training.fleet_pool import Finished, FleetPool, Started, Step
+from nvila_ros.training.fleet_settings import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.replay import EpisodeRecord, Replay, ViewRecord
 from nvila_ros.training.student import Student
 
@@ -22,13 +23,37 @@ POLL_S = 0.01
 
 
 @dataclass
-class _Round:
+class Round:
     """One fleet's round under way."""
 
     started: Started
     tickets: np.ndarray  # (K, max_frames) int64
     steps: list[dict[str, np.ndarray]] = field(default_factory=list)
     views: list[ViewRecord] = field(default_factory=list)
+
+
+def _decisions(labels: DecisionLabels, shown: np.ndarray) -> dict[str, np.ndarray]:
+    """A step's decisions as arrays: robots', then twins', which show what their robots do."""
+    found = {
+        "rows": labels.robots,
+        "shown_tickets": shown,
+        "last_frame": labels.last_frame,
+        "costs": labels.costs,
+        "targets": labels.targets,
+        "clause": labels.clause,
+    }
+    twins = labels.twins
+    if twins is None:
+        return found
+    more = {
+        "rows": twins.rows,
+        "shown_tickets": shown[twins.position],
+        "last_frame": labels.last_frame[twins.position],
+        "costs": twins.costs,
+        "targets": twins.targets,
+        "clause": twins.clause,
+    }
+    return {name: np.concatenate([array, more[name]]) for name, array in found.items()}
 
 
 class Collector:
@@ -43,11 +68,12 @@ class Collector:
     ) -> None:
         self.pool, self.replay, self.student = pool, replay, student
         self.settings_now = settings_now
-        self.rounds: dict[int, _Round] = {}
+        self.rounds: dict[int, Round] = {}
         self.results: dict[int, deque[bool]] = {
             driver: deque(maxlen=500) for driver in (ORACLE, STUDENT, EXAM)
         }
         self.num_frames = self.num_decisions = self.num_episodes = 0
+        self.num_twin_decisions = 0
         self.waited_s = self.answered_s = 0.0
         self.error: BaseException | None = None
         device = replay.ring.pixels.device
@@ -90,7 +116,7 @@ class Collector:
         for worker, message in messages:
             if isinstance(message, Started):
                 tickets = np.zeros(self.pool.frames[worker].shape[:2], np.int64)
-                self.rounds[worker] = _Round(message, tickets)
+                self.rounds[worker] = Round(message, tickets)
             elif isinstance(message, Step):
                 shown = self._take(worker, message)
                 if message.asks:
@@ -124,15 +150,7 @@ class Collector:
         under_way.tickets[rows, columns] = tickets
         shown = under_way.tickets[labels.robots[:, None], np.maximum(labels.shown, 0)]
         shown[labels.shown < 0] = 0
-        under_way.steps.append(
-            {
-                "robots": labels.robots,
-                "shown_tickets": shown,
-                "costs": labels.costs,
-                "targets": labels.targets,
-                "clause": labels.clause,
-            }
-        )
+        under_way.steps.append(_decisions(labels, shown))
         for view in labels.views:
             ticket = int(under_way.tickets[view.robot, view.frame])
             record = ViewRecord(
@@ -174,22 +192,30 @@ class Collector:
     def _finish(self, worker: int, message: Finished) -> None:
         """Keeps the episodes, notes the results and lets the worker go on."""
         under_way = self.rounds.pop(worker)
-        started = under_way.started
-        robots = np.concatenate([step.pop("robots") for step in under_way.steps])
-        arrays = {
-            name: np.concatenate([step[name] for step in under_way.steps])
-            for name in under_way.steps[0]
-        }
-        episodes = []
-        for robot in np.unique(robots):
-            rows = robots == robot
-            own = {name: array[rows] for name, array in arrays.items()}
-            ids, length = started.prompt_ids[robot], int(started.lengths[robot])
-            episodes.append(
-                EpisodeRecord.from_shown(ids, length, **own, apartment=started.apartment)
-            )
-        self.replay.add(episodes, under_way.views)
+        records = _records(under_way, message)
+        self.replay.add(list(records.values()), under_way.views)
+        self._keep(under_way, message, records)
         for driver, success in zip(message.driver, message.success, strict=True):
             self.results[int(driver)].append(bool(success))
-        self.num_episodes += len(episodes)
+        for row, record in records.items():
+            is_twin = row >= len(message.driver)
+            self.num_twin_decisions += record.num_decisions if is_twin else 0
+        self.num_episodes += len(message.driver)
         self.pool.answer(worker, self.settings_now())
+
+    def _keep(self, under_way: Round, message: Finished, records: dict[int, EpisodeRecord]) -> None:
+        """For those who want to know more of a finished round than the replay does."""
+
+
+def _records(under_way: Round, message: Finished) -> dict[int, EpisodeRecord]:
+    """The round's episodes by the row of their prompt, robots first; idle twins are left out."""
+    started, steps = under_way.started, under_way.steps
+    arrays = {name: np.concatenate([step[name] for step in steps]) for name in steps[0]}
+    rows = arrays.pop("rows")
+    del arrays["last_frame"]
+    records = {}
+    for row in np.unique(rows[message.is_kept[rows]]).tolist():
+        own = {name: array[rows == row] for name, array in arrays.items()}
+        ids, length = started.prompt_ids[row], int(started.lengths[row])
+        records[row] = EpisodeRecord.from_shown(ids, length, **own, apartment=started.apartment)
+    return records

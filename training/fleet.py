@@ -10,8 +10,6 @@ exams drive under the same restraint as the policy does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from PIL import Image
 
@@ -19,7 +17,7 @@ from nvila_ros.config import SUCCESS_RADIUS_M
 from nvila_ros.restraint import Restraint
 from nvila_ros.sim import motion
 from nvila_ros.sim.appearance import Appearance
-from nvila_ros.sim.episodes import Episode, generate_batch
+from nvila_ros.sim.episodes import Episode, EpisodeMaker
 from nvila_ros.sim.grid import OccupancyGrid
 from nvila_ros.sim.layout import generate_scene
 from nvila_ros.sim.motion import STOP
@@ -29,42 +27,16 @@ from nvila_ros.sim.scene import Scene
 from nvila_ros.sim.sight import Sight
 from nvila_ros.sim.world import World
 from nvila_ros.training.fleet_labels import DecisionLabels, View
+from nvila_ros.training.fleet_settings import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.questions import ask_about_view
 from nvila_ros.training.replay import history_indices
-from nvila_ros.training.searching import (
-    MIN_SHARE,
-    SEARCH_TURN_RAD,
-    SearchingTeacher,
-    search_costs,
-)
+from nvila_ros.training.searching import SEARCH_TURN_RAD, SearchingTeacher, search_costs
 from nvila_ros.training.sequences import SequenceBuilder
+from nvila_ros.training.twins import Twins
 from nvila_ros.training.view_labels import LandmarkTable
-from nvila_ros.training.vocabulary import NetworkShape
 
-ORACLE, STUDENT, EXAM = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class FleetSettings:
-    """How a fleet drives and what it labels."""
-
-    num_robots: int = 16
-    num_rounds: int = 3  # in one apartment
-    image_size_px: int = 192  # what the model takes
-    camera_size_px: int = 224  # what the renderer draws, resized as the preprocessor does
-    max_frames: int = 112  # one frame per 25 cm or 15 degrees
-    max_decisions: int = 56
-    student_share: float = 0.0
-    exam_share: float = 0.0
-    view_share: float = 0.3  # of decisions whose current frame gets segmentation labels
-    patches_per_side: int = 12
-    greedy_share: float = 0.5  # of the student's robots that take the likeliest action
-    noise_levels: tuple[float, ...] = (0.0, 0.1, 0.25)  # random actions of oracle robots
-    lost_margin_m: float = 4.0  # a robot this much farther than it started gives up
-    min_share: float = MIN_SHARE  # of the picture for an object to count as seen
-    searches: bool = False  # the teacher looks around where its frames do not show the next aim
-    network: NetworkShape = field(default_factory=NetworkShape)
+GLANCE_PX = 128  # of the views from which a twin's instruction is told, as `episode_from_seed` does
 
 
 class Fleet:
@@ -86,9 +58,18 @@ class Fleet:
         self.landmarks = LandmarkTable(self.scene, self.renderer.world.landmarks)
         self.teacher = SearchingTeacher(self.scene, Sight(self.world))
         wanted = settings.num_robots * (settings.num_rounds + 1) // 2 + settings.num_robots // 2
-        found = generate_batch(self.scene, self.grid, self.renderer.visible, self.rng, wanted)
+        maker = EpisodeMaker(self.scene, self.grid, self.renderer.visible, self.rng)
+        found = maker.batch(wanted)
         self.waiting = [e for e in found if sequences.fits(e.instruction)]
-        self.planner = Planner(self.grid, np.array([e.goal for e in found])) if found else None
+        goals = [np.array([episode.goal for episode in found]).reshape(-1, 2)]
+        if settings.num_twins and maker.planner is not None:
+            goals.append(maker.planner.goals)
+        self.planner = Planner(self.grid, np.concatenate(goals)) if found else None
+        self.glances = (
+            Renderer(self.world, GLANCE_PX, GLANCE_PX, 64) if settings.num_twins else None
+        )
+        visible = (self.glances or self.renderer).visible
+        self.twins = Twins(maker, visible, sequences.fits, np.random.default_rng([seed, 11]))
         self._goal_of = {id(episode): index for index, episode in enumerate(found)}
         self.failed: list[Episode] = []
         self.episodes: list[Episode] = []
@@ -115,12 +96,10 @@ class Fleet:
     def _start(self, num_again: int) -> None:
         count = len(self.episodes)
         self.poses = np.array([episode.start for episode in self.episodes]).reshape(count, 3)
-        self.goal_index = np.array([self._goal_of[id(e)] for e in self.episodes], np.int64)
         self.active = np.ones(count, bool)
         self.num_frames = np.ones(count, np.int64)
         self.num_sent = np.zeros(count, np.int64)
         self.num_decisions = np.zeros(count, np.int64)
-        self.arc_m = np.zeros(count)
         self.success = np.zeros(count, bool)
         self.stopped_wrongly = np.zeros(count, bool)
         draw = self.rng.random(count)
@@ -131,50 +110,69 @@ class Fleet:
         likeliest = self.rng.random(count) < self.settings.greedy_share
         self.greedy = (self.driver == EXAM) | likeliest
         self.noise = self.rng.choice(self.settings.noise_levels, count)
-        self.paths = [PathProgress(episode) for episode in self.episodes]
         self.restraints = [Restraint() for _ in range(count)]
-        self.teacher.start(self.episodes, self.settings.max_frames)
+        self._start_rows()
         if count:
             self._store(np.arange(count), np.zeros(count, np.int64), self.poses)
 
+    def _start_rows(self) -> None:
+        """What is labelled, row by row: K robots, then their twins; exams have none."""
+        practising = np.flatnonzero(self.driver != EXAM)
+        self.twins.start(self.episodes, practising, self.settings.num_twins)
+        self.told = self.episodes + self.twins.episodes
+        self.robot_of = np.concatenate([np.arange(len(self.episodes)), self.twins.robot_of])
+        self.paths = [PathProgress(episode) for episode in self.told]
+        self.arc_m = np.zeros(len(self.told))
+        own = np.array([self._goal_of[id(e)] for e in self.episodes], np.int64)
+        self.goal_index = np.concatenate([own, self.twins.goal_index(self.planner)])
+        self.teacher.start(self.told, self.settings.max_frames, self.robot_of)
+
     def close(self) -> None:
         """Frees the renderer's context."""
+        if self.glances is not None:
+            self.glances.close()
         self.renderer.close()
 
     def labels(self) -> DecisionLabels:
         """The oracle's word on every active robot's pose, and labelled views of some of them."""
         assert self.planner is not None
         robots = np.flatnonzero(self.active)
-        poses, goals = self.poses[robots], self.goal_index[robots]
+        rows, count = self.twins.append_to(robots), len(robots)
+        poses, goals = self.poses[self.robot_of[rows]], self.goal_index[rows]
         costs = np.minimum(self.planner.action_costs(poses, goals), 1e3).astype(np.float32)
         aim = self._aim_bearing(poses, goals)
         distance = np.minimum(self.planner.distance_m(poses, goals), 50.0)
-        for robot in robots:
-            self.arc_m[robot] = self.paths[robot].advance(self.poses[robot], self.arc_m[robot])
+        for row, pose in zip(rows, poses, strict=True):
+            self.arc_m[row] = self.paths[row].advance(pose, self.arc_m[row])
         num_shown = self.sequences.config.num_video_frames
-        shown = np.array([history_indices(n, num_shown) for n in self.num_frames[robots]])
-        clause = np.array([self.paths[r].clause(self.arc_m[r]) for r in robots], np.int64)
-        views = self._views(robots, costs)
+        num_frames = self.num_frames[self.robot_of[rows]]
+        shown = np.array([history_indices(n, num_shown) for n in num_frames])
+        clause = np.array([self.paths[r].clause(self.arc_m[r]) for r in rows], np.int64)
+        views = self._views(robots, costs[:count])
         if self.settings.searches:
-            sides = self.teacher.sides(robots, clause, shown, costs.argmin(1))
+            sides = self.teacher.sides(rows, clause, shown, costs.argmin(1))
             looks = sides != 0
             costs[looks] = search_costs(sides[looks])
             aim = np.where(looks, sides * SEARCH_TURN_RAD, aim)
         way = np.stack([np.sin(aim), np.cos(aim), np.log1p(distance)], 1)
-        sightings = self.teacher.sightings(robots, clause, self.num_frames[robots] - 1)
+        sightings = self.teacher.sightings(rows, clause, num_frames - 1)
+        targets = np.concatenate([way, sightings], 1).astype(np.float32)
         first_frame = self.num_sent[robots].copy()
         self.num_sent[robots] = self.num_frames[robots]
         return DecisionLabels(
             robots=robots,
             first_frame=first_frame,
             last_frame=self.num_frames[robots] - 1,
-            costs=costs,
-            targets=np.concatenate([way, sightings], 1).astype(np.float32),
-            distance_m=distance,
-            clause=clause,
-            shown=shown,
+            costs=costs[:count],
+            targets=targets[:count],
+            distance_m=distance[:count],
+            clause=clause[:count],
+            shown=shown[:count],
             allowed=self._allowed(robots),
             views=views,
+            twins=self.twins.labels(
+                rows, poses, self.arc_m[rows], costs, targets, clause, distance
+            ),
         )
 
     def _allowed(self, robots: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvila_ros.training.twins import TwinLabels
+
 
 @dataclass
 class View:
@@ -36,3 +38,4 @@ class DecisionLabels:
     shown: np.ndarray  # (n, 8) int64 frame indices that the decision shows, -1 for black
     allowed: np.ndarray  # (n, 10) bool actions that the restraint offers
     views: list[View]
+    twins: TwinLabels | None = None  # the same frames under other instructions

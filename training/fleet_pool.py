@@ -26,10 +26,11 @@ if TYPE_CHECKING:  # workers import it only after they have chosen how to draw
 
 @dataclass
 class Started:
-    """A round's prompts and who drives each robot."""
+    """A round's prompts, of K robots and then of T twins, and who drives each robot."""
 
-    prompt_ids: np.ndarray  # (K, L) int16 expanded ids, padded
-    lengths: np.ndarray  # (K,) int64 length of each prompt
+    prompt_ids: np.ndarray  # (K + T, L) int16 expanded ids, padded
+    lengths: np.ndarray  # (K + T,) int64 length of each prompt
+    robot_of: np.ndarray  # (K + T,) int64 robot whose frames each prompt goes with
     driver: np.ndarray  # (K,)
     greedy: np.ndarray  # (K,) bool: the student takes its likeliest action
     apartment: int  # its seed
@@ -50,6 +51,7 @@ class Finished:
     success: np.ndarray
     driver: np.ndarray
     num_decisions: np.ndarray
+    is_kept: np.ndarray  # (K + T,) bool: not twins whose every motion is their robot's
 
 
 @dataclass
@@ -65,18 +67,25 @@ def _buffer_shape(settings) -> tuple[int, ...]:
 
 
 def _started(fleet, sequences) -> Started:
-    prompts = [sequences.navigation_prompt(e.instruction) for e in fleet.episodes]
+    prompts = [sequences.navigation_prompt(e.instruction) for e in fleet.told]
     ids = np.full((len(prompts), sequences.prompt_length), sequences.pad_id, np.int16)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts])
-    return Started(ids, lengths, fleet.driver, fleet.greedy, fleet.seed)
+    return Started(ids, lengths, fleet.robot_of, fleet.driver, fleet.greedy, fleet.seed)
+
+
+def _finished(fleet) -> Finished:
+    robots = np.ones(len(fleet.episodes), bool)
+    is_kept = np.concatenate([robots, fleet.twins.num_different > 0])
+    return Finished(fleet.success, fleet.driver, fleet.num_decisions, is_kept)
 
 
 def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, int]) -> None:
     """One process: fleets from consecutive seeds until the pipe closes."""
     os.environ.setdefault("LP_NUM_THREADS", "0")
-    from nvila_ros.training.fleet import ORACLE, Fleet
+    from nvila_ros.training.fleet import Fleet
+    from nvila_ros.training.fleet_settings import ORACLE
     from nvila_ros.training.vocabulary import build_sequences
 
     sequences = build_sequences(settings.network)
@@ -92,7 +101,7 @@ def _work(connection: Connection, memory_name: str, settings, seeds: tuple[int, 
                     asks = bool((fleet.driver[labels.robots] != ORACLE).any())
                     connection.send(Step(labels, asks))
                     fleet.advance(labels, connection.recv() if asks else None)
-                connection.send(Finished(fleet.success, fleet.driver, fleet.num_decisions))
+                connection.send(_finished(fleet))
                 settings = connection.recv()  # acknowledges; may change the student's share
                 fleet.begin_round(settings)
             fleet.close()

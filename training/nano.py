@@ -17,8 +17,8 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.batches import Batch, BatchMaker
 from nvila_ros.training.checkpoint import NETWORK_FILE, save_run
 from nvila_ros.training.collector import Collector
-from nvila_ros.training.fleet import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.fleet_pool import FleetPool
+from nvila_ros.training.fleet_settings import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.graphs import Captured
 from nvila_ros.training.objectives import AnswerTable, Objective, TrainingHeads
 from nvila_ros.training.optimizer import make_optimizers, set_learning_rate, warmup_stable_decay
@@ -66,6 +66,7 @@ class NanoTrainer:
             image_size_px=size,
             patches_per_side=config.vision.grid_side,
             searches=recipe.searches,
+            num_twins=recipe.num_twins,
             network=recipe.network,
         )
         self.shares = torch.zeros(2, device=self.device)  # drive and see weights of the stage
@@ -205,6 +206,7 @@ class NanoTrainer:
             "frames": collector.num_frames,
             "decisions": collector.num_decisions,
             "driven": collector.num_episodes,
+            "twin_decisions": collector.num_twin_decisions,
             "episodes": len(self.replay.episodes),
             "views": len(self.replay.views),
             # Seconds in all: batches made, waits for the device; fleets waited for, answered.

@@ -52,6 +52,7 @@ class NanoRecipe:
     temperature: float = 0.3  # of the soft targets, in units of 25 cm or 15 degrees
     stop_weight: float = 1.0  # of decisions where the oracle stops; above 1 it stops too early
     searches: bool = False  # the teacher looks round where no frame shows the next door or goal
+    num_twins: int = 0  # other goals for which every drive is labelled and shown too
     mirror_share: float = 0.5  # of episodes and views that are turned round
     route_weight: float = 0.3  # of the geometry and clause heads
     warmup: float = 0.03  # share of the run

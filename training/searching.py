@@ -53,12 +53,18 @@ class SearchingTeacher:
         self._things |= {piece.key: piece for piece in scene.furniture}
         self.start([], 0)
 
-    def start(self, episodes: Sequence[Episode], max_frames: int) -> None:
-        """Robot i drives episode i; nothing has been seen yet."""
+    def start(
+        self, episodes: Sequence[Episode], max_frames: int, robot_of: np.ndarray | None = None
+    ) -> None:
+        """Row i is told episode i and sees what robot `robot_of[i]` does, by default robot i.
+
+        Nothing has been seen yet.
+        """
         self._episodes = episodes
-        self._poses = np.zeros((len(episodes), max_frames, 3))
+        self._robot_of = list(range(len(episodes))) if robot_of is None else robot_of.tolist()
+        self._poses = np.zeros((len(episodes), max_frames, 3))  # of robots
         self._seen: dict[tuple[int, int, str], bool] = {}  # robot, frame, key
-        self._spots: dict[tuple[int, str], _Spot] = {}  # robot, key
+        self._spots: dict[tuple[int, str], _Spot] = {}  # row, key
 
     def saw(self, robots: np.ndarray, frames: np.ndarray, poses: np.ndarray) -> None:
         """Frames (n,) of robots (n,) were taken at poses (n, 3)."""
@@ -66,43 +72,44 @@ class SearchingTeacher:
 
     def sides(
         self,
-        robots: np.ndarray,
+        rows: np.ndarray,
         clauses: np.ndarray,
         shown: np.ndarray,
         best: np.ndarray,
     ) -> np.ndarray:
-        """(n,) 1 or -1 where a robot should look around to the left or right, 0 where it knows.
+        """(n,) 1 or -1 where a row should look around to the left or right, 0 where it knows.
 
         `clauses` (n,) are under way, `shown` (n, T) frames that the decisions show (-1: none),
         `best` (n,) the planner's motions.
         """
-        rows = zip(robots.tolist(), clauses.tolist(), shown.tolist(), best.tolist(), strict=True)
-        return np.array([self._side(*row) for row in rows], float)
+        each = zip(rows.tolist(), clauses.tolist(), shown.tolist(), best.tolist(), strict=True)
+        return np.array([self._side(*one) for one in each], float)
 
-    def sightings(self, robots: np.ndarray, clauses: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """(n,) robots, clauses under way and current frames -> (n, 3) float32.
+    def sightings(self, rows: np.ndarray, clauses: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """(n,) rows, clauses under way and current frames -> (n, 3) float32.
 
         Whether the next door or the goal is in the picture, and if so sine and cosine of its
         bearing from the heading (left is positive); else zeros.
         """
-        found = np.zeros((len(robots), 3), np.float32)
-        rows = zip(robots.tolist(), clauses.tolist(), frames.tolist(), strict=True)
-        for row, (robot, clause, frame) in enumerate(rows):
-            key = self._next_thing(robot, clause)
+        found = np.zeros((len(rows), 3), np.float32)
+        each = zip(rows.tolist(), clauses.tolist(), frames.tolist(), strict=True)
+        for place, (row, clause, frame) in enumerate(each):
+            key, robot = self._next_thing(row, clause), self._robot_of[row]
             if key is not None and self._sees(robot, frame, key):
                 thing, (x_m, y_m, yaw_rad) = self._things[key], self._poses[robot, frame]
                 bearing_rad = math.atan2(thing.y_m - y_m, thing.x_m - x_m) - yaw_rad
-                found[row] = 1.0, math.sin(bearing_rad), math.cos(bearing_rad)
+                found[place] = 1.0, math.sin(bearing_rad), math.cos(bearing_rad)
         return found
 
-    def _side(self, robot: int, clause: int, shown: list[int], best: int) -> float:
-        is_told = self._episodes[robot].clauses[clause].kind == "turn"  # to which side
-        key, pose = self._next_thing(robot, clause), self._poses[robot, shown[-1]]
+    def _side(self, row: int, clause: int, shown: list[int], best: int) -> float:
+        is_told = self._episodes[row].clauses[clause].kind == "turn"  # to which side
+        robot, key = self._robot_of[row], self._next_thing(row, clause)
+        pose = self._poses[robot, shown[-1]]
         # Driving on shows more by itself.
         guesses = best == STOP or abs(TURN_RAD[best]) > LEAST_GUESS_RAD
         if key is None or is_told or not guesses or self._is_elsewhere(pose, key):
             return 0.0
-        spot = self._spot(robot, key, pose)
+        spot = self._spot(row, key, pose)
         # Old frames come and go among the sampled ones: who has begun to look trusts the newest.
         frames = shown[-1:] if spot.num_searches else shown
         spot.is_found = spot.is_found or self._is_known(robot, frames, key)
@@ -112,16 +119,16 @@ class SearchingTeacher:
         spot.side = (
             spot.side
             or self._last_turn(robot, shown[-1])
-            or self._told_turn(robot, clause)
+            or self._told_turn(row, clause)
             or self._open_side(pose)
         )
         return spot.side
 
-    def _spot(self, robot: int, key: str, pose: np.ndarray) -> _Spot:
+    def _spot(self, row: int, key: str, pose: np.ndarray) -> _Spot:
         """Where the robot looks for the thing: anew once it has left its last spot."""
-        spot, (x_m, y_m) = self._spots.get((robot, key)), map(float, pose[:2])
+        spot, (x_m, y_m) = self._spots.get((row, key)), map(float, pose[:2])
         if spot is None or math.hypot(x_m - spot.x_m, y_m - spot.y_m) >= SPOT_M:
-            spot = self._spots[robot, key] = _Spot(x_m, y_m)
+            spot = self._spots[row, key] = _Spot(x_m, y_m)
         return spot
 
     def _last_turn(self, robot: int, frame: int) -> float:
@@ -133,15 +140,15 @@ class SearchingTeacher:
         is_here = math.hypot(*(now[:2] - before[:2])) < SPOT_M
         return math.copysign(1.0, turn_rad) if is_here and abs(turn_rad) > 1e-6 else 0.0
 
-    def _told_turn(self, robot: int, clause: int) -> float:
+    def _told_turn(self, row: int, clause: int) -> float:
         """The side of the turn that the instruction named just before, 0 where it named none."""
-        before = self._episodes[robot].clauses[clause - 1] if clause else None
+        before = self._episodes[row].clauses[clause - 1] if clause else None
         words = before.text.replace(",", "").split() if before and before.kind == "turn" else []
         return 1.0 if "left" in words else -1.0 if "right" in words else 0.0
 
-    def _next_thing(self, robot: int, clause: int) -> str | None:
+    def _next_thing(self, row: int, clause: int) -> str | None:
         """The landmark of the instruction's next door or goal."""
-        coming = self._episodes[robot].clauses[clause:]
+        coming = self._episodes[row].clauses[clause:]
         return next((step.landmark for step in coming if step.kind in ("door", "goal")), None)
 
     def _is_elsewhere(self, pose: np.ndarray, key: str) -> bool:

@@ -88,16 +88,18 @@ class EpisodeMaker:
             if self.planner is None or missing <= 0:
                 break
             drafts = random_drafts(self.scene, self.planner, self.goals, self._rng, missing + 2)
-            told = self.tell(drafts, self._rng)
+            told = self.tell(drafts, self._visible, self._rng)
             episodes += [episode for episode in told if episode is not None]
         return episodes[:count]
 
-    def tell(self, drafts: Sequence[Draft], rng: np.random.Generator) -> list[Episode | None]:
+    def tell(
+        self, drafts: Sequence[Draft], visible: Visible, rng: np.random.Generator
+    ) -> list[Episode | None]:
         """Each draft with its instruction, or None where words would not be enough."""
         cameras = [draft.route.camera_poses() for draft in drafts]
         if not cameras:
             return []
-        seen = list(self._visible(np.concatenate([poses for _, poses in cameras])))
+        seen = list(visible(np.concatenate([poses for _, poses in cameras])))
         episodes = []
         for draft, (arc_m, poses) in zip(drafts, cameras, strict=True):
             shares, seen = seen[: len(poses)], seen[len(poses) :]

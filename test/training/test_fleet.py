@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from nvila_ros.sim.motion import STOP
-from nvila_ros.training.fleet import EXAM, ORACLE, STUDENT, Fleet, FleetSettings
+from nvila_ros.training.fleet import Fleet
+from nvila_ros.training.fleet_settings import EXAM, ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.path_progress import PathProgress
 from nvila_ros.training.view_labels import CATEGORY_NAMES, COLOUR_NAMES
 from nvila_ros.training.vocabulary import build_sequences

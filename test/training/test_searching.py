@@ -13,7 +13,8 @@ from nvila_ros.sim.motion import MOTIONS, STOP, TURN_RAD
 from nvila_ros.sim.oracle import Planner
 from nvila_ros.sim.sight import Sight
 from nvila_ros.sim.world import World
-from nvila_ros.training.fleet import Fleet, FleetSettings
+from nvila_ros.training.fleet import Fleet
+from nvila_ros.training.fleet_settings import FleetSettings
 from nvila_ros.training.searching import MAX_SEARCHES, SearchingTeacher, search_costs
 from nvila_ros.training.vocabulary import build_sequences
 

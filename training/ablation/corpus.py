@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nvila_ros.models.vision import VisionTower
-from nvila_ros.training.collector import Collector
-from nvila_ros.training.fleet_pool import Finished, Step
+from nvila_ros.training.collector import Collector, Round
+from nvila_ros.training.fleet_pool import Finished
 from nvila_ros.training.mirror import MIRRORED_ACTIONS, WordSwap, mirror_targets
 from nvila_ros.training.objectives import normalise
 from nvila_ros.training.replay import BLACK_SLOT, EpisodeRecord, FrameRing, history_indices
@@ -27,7 +27,8 @@ class Drive:
     record: EpisodeRecord
     tickets: np.ndarray  # (F,) int64, of the frames in order
     last_frame: np.ndarray  # (K,) int64 current frame of each decision
-    driver: int  # fleet.ORACLE, STUDENT or EXAM
+    driver: int  # fleet_settings.ORACLE, STUDENT or EXAM, of its frames
+    is_twin: bool = False  # told another instruction than the one that was driven
 
 
 class DriveCollector(Collector):
@@ -37,22 +38,14 @@ class DriveCollector(Collector):
         super().__init__(*args, **kwargs)
         self.drives: list[Drive] = []
 
-    def _take(self, worker: int, step: Step) -> np.ndarray:
-        shown = super()._take(worker, step)
-        self.rounds[worker].steps[-1]["last_frame"] = step.labels.last_frame
-        return shown
-
-    def _finish(self, worker: int, message: Finished) -> None:
-        under_way = self.rounds[worker]
-        robots = np.concatenate([step["robots"] for step in under_way.steps])
-        last = np.concatenate([step.pop("last_frame") for step in under_way.steps])
-        super()._finish(worker, message)
-        present = np.unique(robots)
-        records = list(self.replay.episodes)[-len(present) :]
-        for robot, record in zip(present, records, strict=True):
-            frames = last[robots == robot]
+    def _keep(self, under_way: Round, message: Finished, records: dict[int, EpisodeRecord]) -> None:
+        rows = np.concatenate([step["rows"] for step in under_way.steps])
+        last = np.concatenate([step["last_frame"] for step in under_way.steps])
+        for row, record in records.items():
+            robot, frames = int(under_way.started.robot_of[row]), last[rows == row]
             tickets = under_way.tickets[robot, : frames.max() + 1]
-            self.drives.append(Drive(record, tickets, frames, int(message.driver[robot])))
+            driver, is_twin = int(message.driver[robot]), row >= len(message.driver)
+            self.drives.append(Drive(record, tickets, frames, driver, is_twin))
 
 
 class PromptTable:

@@ -14,8 +14,8 @@ from nvila_ros.models.vision import VisionTower
 from nvila_ros.training.ablation.arms import AblationRecipe
 from nvila_ros.training.ablation.corpus import Drive, DriveCollector, PatchCache
 from nvila_ros.training.ablation.runners import Runner
-from nvila_ros.training.fleet import ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.fleet_pool import FleetPool
+from nvila_ros.training.fleet_settings import ORACLE, STUDENT, FleetSettings
 from nvila_ros.training.replay import FrameRing, Replay, ViewRecord
 from nvila_ros.training.sequences import SequenceBuilder
 from nvila_ros.training.student import Student
