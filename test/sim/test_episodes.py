@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from nvila_ros.errors import SceneError
+from nvila_ros.sim.drafts import drafts_from
 from nvila_ros.sim.episodes import (
     Episode,
+    EpisodeMaker,
     episode_from_seed,
     generate_batch,
     generate_episode,
@@ -147,3 +149,42 @@ def test_episode_of_a_seed_is_seen_through_the_camera():
     episode = episode_from_seed(7)
     assert episode.seed == 7 and episode.scene.seed == 7
     assert episode == episode_from_seed(7)
+
+
+def test_a_start_and_a_goal_that_are_given_make_the_episode_that_was_drawn():
+    """Its way and what must be said of it; words and things to pass are drawn again."""
+    scene = generate_scene(SEED)
+    keys = [thing.key for thing in (*scene.doors, *scene.furniture)]
+
+    def visible(poses):
+        return [dict.fromkeys(keys, 0.05)] * len(poses)
+
+    maker = EpisodeMaker(scene, OccupancyGrid.from_scene(scene), visible, np.random.default_rng(3))
+    episodes = maker.batch(8)
+    ids = [goal.furniture.id for goal in maker.goals]
+    chosen = np.array([ids.index(episode.goal_furniture_id) for episode in episodes])
+    starts = np.array([episode.start for episode in episodes])
+    found = drafts_from(scene, maker.planner, maker.goals, starts, chosen)
+    assert [row for row, _ in found] == list(range(8))
+    told = maker.tell([draft for _, draft in found], visible, np.random.default_rng(4))
+    for again, episode in zip(told, episodes, strict=True):
+        assert (again.start, again.goal) == (episode.start, episode.goal)
+        assert np.allclose(again.path, episode.path, atol=1e-4)
+        for kind in ("door", "turn", "goal"):
+            said, before = (
+                [(c.landmark, c.arc_m) for c in e.clauses if c.kind == kind]
+                for e in (again, episode)
+            )
+            assert said == before
+
+
+def test_no_route_is_given_to_a_goal_that_is_too_near():
+    scene = generate_scene(SEED)
+    maker = EpisodeMaker(
+        scene,
+        OccupancyGrid.from_scene(scene),
+        lambda poses: [{}] * len(poses),
+        np.random.default_rng(3),
+    )
+    here = np.array([[*maker.goals[0].places[0], 0.0]])
+    assert not drafts_from(scene, maker.planner, maker.goals, here, np.array([0]))

@@ -79,7 +79,7 @@ def test_a_toy_run_trains_logs_and_saves(tmp_path):
 
     recipe = tmp_path / "recipe.yaml"
     text = (RECIPES / "nano_rehearsal.yaml").read_text()
-    recipe.write_text(text.replace("minutes: 2.5", "minutes: 15\nmax_steps: 3"))
+    recipe.write_text(text.replace("minutes: 2.5", "minutes: 15\nmax_steps: 3\nnum_twins: 1"))
     out = tmp_path / "run"
     out.mkdir()
     build_trainer(load_recipe(recipe), out, torch.device("cpu")).run()
@@ -87,4 +87,5 @@ def test_a_toy_run_trains_logs_and_saves(tmp_path):
     questions = [line["question"] for line in lines if "question" in line]
     assert lines[-1]["steps"] == 3 and all(4.0 < question < 6.1 for question in questions)
     assert questions[-1] <= questions[0]
+    assert lines[-1]["twin_decisions"] > 0
     assert sorted(path.name for path in out.glob("weights-*")) != []
