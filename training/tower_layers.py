@@ -234,7 +234,7 @@ def fuse_tower(model: Nvila) -> Callable[[], None]:
     return undo
 
 
-def _forward(layer: VisionLayer, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+def _forward(layer: Any, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
     return fused_layer(layer, hidden) if can_fuse(layer, hidden) else forward(hidden)
 
 

@@ -178,7 +178,7 @@ def _finish(partial, result, num_partials, width, rows: tl.constexpr, columns: t
     tl.store(result + column, tl.sum(sums, axis=0), mask=column < width)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+def _launch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
     kernel[grid](*arguments, **options)
 
 
