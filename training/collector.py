@@ -208,7 +208,7 @@ class Collector:
 
 
 def _records(under_way: Round, message: Finished) -> dict[int, EpisodeRecord]:
-    """The round's episodes by the row of their prompt, robots first; idle twins are left out."""
+    """The round's episodes by the row of their prompt, robots first; idle twins left out."""
     started, steps = under_way.started, under_way.steps
     arrays = {name: np.concatenate([step[name] for step in steps]) for name in steps[0]}
     rows = arrays.pop("rows")

@@ -51,7 +51,7 @@ class Finished:
     success: np.ndarray
     driver: np.ndarray
     num_decisions: np.ndarray
-    is_kept: np.ndarray  # (K + T,) bool: not twins whose every motion is their robot's
+    is_kept: np.ndarray  # (K + T,) bool: not twins that hardly differ from their robots
 
 
 @dataclass
@@ -77,7 +77,7 @@ def _started(fleet, sequences) -> Started:
 
 def _finished(fleet) -> Finished:
     robots = np.ones(len(fleet.episodes), bool)
-    is_kept = np.concatenate([robots, fleet.twins.num_different > 0])
+    is_kept = np.concatenate([robots, fleet.twins.is_telling()])
     return Finished(fleet.success, fleet.driver, fleet.num_decisions, is_kept)
 
 

@@ -25,6 +25,7 @@ SHARED_M = 0.5  # ways nearer than this are one
 PAST_M = 0.4  # a way that comes so near to a goal leads past it
 FARTHER_M = 1.0  # than it started: a twin that its robot has taken so far away from its goal ends
 LOST_M = 2.0  # off its way, outside the goal's room, its clauses say nothing any more
+LEAST_DIFFERENT = 3  # motions unlike the robot's, or a stop: else a twin is not worth its frames
 NUM_TRIES = 2  # a robot's candidates are told in so many rounds
 
 
@@ -60,6 +61,7 @@ class Twins:
         self._ways = [PathProgress(episode) for episode in episodes]
         self.active = np.ones(count, bool)
         self.num_different = np.zeros(count, np.int64)  # decisions unlike the robot's
+        self.stops_apart = np.zeros(count, bool)  # one of the two should stop, the other not
 
     def start(self, episodes: Sequence[Episode], robots: np.ndarray, num_twins: int) -> None:
         """Chooses up to `num_twins` for each of `robots` (n,), which drive `episodes`."""
@@ -154,10 +156,18 @@ class Twins:
         start_m = np.array([self.episodes[twin].geodesic_m for twin in twins])
         kept = ~np.array(lost) & (distance_m[first:] <= start_m + FARTHER_M)
         self.active[twins] = kept & (best[first:] != STOP)
-        self.num_different[twins] += kept & (best[first:] != best[position])
+        is_different = kept & (best[first:] != best[position])
+        self.num_different[twins] += is_different
+        self.stops_apart[twins] |= is_different & (
+            (best[first:] == STOP) | (best[position] == STOP)
+        )
         parts = (rows, costs, targets, clause)
         row, *rest = (part[first:][kept] for part in parts)
         return TwinLabels(row, position[kept], *rest)
+
+    def is_telling(self) -> np.ndarray:
+        """(T,) bool: those that say something else than their robots do."""
+        return self.stops_apart | (self.num_different >= LEAST_DIFFERENT)
 
     def _is_lost(self, twin: int, pose: np.ndarray, arc_m: float, clause: int) -> bool:
         """Far off its way, and not before its last clause in the room where that ends."""

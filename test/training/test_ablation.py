@@ -43,6 +43,8 @@ def test_shipped_recipes_load(recipe):
         ("[{name: a, goes_on: b}]", "no arm before it"),
         ("[{name: a, keep: best}]", "keep is 'best'"),
         ("[{name: a, drives: own}]", "goes_on"),
+        ("[{name: a, twins: true}]", "num_twins is 0"),
+        ("[{name: a, twins: true, whole: true}]", "no twins"),
         ("[{name: a, episode: 0.5}]", "episodes"),
         ("[]", "at least one"),
     ],
@@ -178,13 +180,17 @@ def test_toy_arms_train_and_are_examined(tmp_path):
     from nvila_ros.training.ablation.results import read_results
 
     recipe = load_ablations(RECIPES / "toy.yaml")
-    wanted = ("plain", "delta_half", "frames_1", "seeing")
+    wanted = ("plain", "twins", "delta_half", "frames_1", "seeing")
     recipe = replace(recipe, arms=tuple(arm for arm in recipe.arms if arm.name in wanted))
     ablations = Ablations(recipe, tmp_path, CPU)
     ablations.run()
     lines = [json.loads(text) for text in (tmp_path / "ablations.jsonl").read_text().splitlines()]
     assert lines[-1]["done"]
     assert [line["arm"] for line in lines if "regret" in line] == list(wanted)
+    counts = {
+        line["arm"]: line["decisions"] for line in lines if "decisions" in line and "arm" in line
+    }
+    assert lines[0]["twins"] > 0 and counts["twins"] > counts["plain"]
     held = np.load(tmp_path / "held_out.npz")
     assert all(held[f"arm_{name}"].shape == held["costs"].shape for name in wanted)
     tower = ablations.released.vision_tower.state_dict()

@@ -197,7 +197,7 @@ def test_a_stop_counts_and_ends_it(twins):
     start = np.array(twins.episodes[0].start)
     assert len(labels_of(twins, start, STOP).rows) == 1
     assert not twins.active.any() and twins.append_to(np.array([0])).tolist() == [0]
-    assert twins.num_different.tolist() == [1]
+    assert twins.num_different.tolist() == [1] and twins.is_telling().all()
 
 
 def test_who_is_too_far_from_its_goal_is_cut(twins):
@@ -247,7 +247,7 @@ def test_their_records_show_their_robots_frames_under_their_own_words(driven):
     fleet, _, _ = driven
     collector = collected(Collector, driven)
     records = list(collector.replay.episodes)
-    kept = np.flatnonzero(fleet.twins.num_different)
+    kept = np.flatnonzero(fleet.twins.is_telling())
     assert len(records) == 4 + len(kept) and collector.num_episodes == 4
     assert collector.num_twin_decisions == sum(r.num_decisions for r in records[4:]) > 0
     for twin, record in zip(kept, records[4:], strict=True):
@@ -262,8 +262,9 @@ def _shown(record):
     return np.where(record.shown < 0, 0, record.tickets[record.shown])
 
 
-def test_a_twin_that_is_never_unlike_its_robot_is_left_out(driven, monkeypatch):
-    monkeypatch.setattr(driven[0].twins, "num_different", np.array([0, 1, 0, 1]))
+def test_a_twin_that_is_hardly_unlike_its_robot_is_left_out(driven, monkeypatch):
+    monkeypatch.setattr(driven[0].twins, "num_different", np.array([0, 2, 1, 3]))
+    monkeypatch.setattr(driven[0].twins, "stops_apart", np.array([False, False, True, False]))
     assert len(collected(Collector, driven).replay.episodes) == 6
 
 

@@ -27,6 +27,7 @@ class Arm:
     see_weight: float = 0.4  # of the questions about views
     goes_on: str | None = None  # the arm whose weights it starts from; else from nothing
     drives: str = "none"  # half of its decisions are newer: the model's own, or the oracle's
+    twins: bool = False  # its drives' frames are shown under other instructions too
     whole: bool = False  # the tower learns too, from pixels; else it is the released one, frozen
     steps: float = 1.0  # of the arms' common number
 
@@ -37,6 +38,8 @@ class Arm:
                 raise ConfigError(f"arm {self.name}: {key} is {got!r}, expected one of {known}")
         if self.drives != "none" and self.goes_on is None:
             raise ConfigError(f"arm {self.name}: newer drives need goes_on, the arm that drove")
+        if self.twins and self.whole:
+            raise ConfigError(f"arm {self.name}: an arm that trains whole has no twins")
 
     @property
     def cost(self) -> float:
@@ -62,6 +65,7 @@ class AblationRecipe:
     num_workers: int = 14
     num_robots: int = 16
     num_rounds: int = 1
+    num_twins: int = 0  # per drive, for arms that have them
     ring_frames: int = 280_000
     drives_frames: int = 60_000  # of the ring, kept for the newer drives
     num_decisions: int = 256  # per step; drawn one by one where the tower is frozen
@@ -95,4 +99,8 @@ def load_ablations(path: str | Path) -> AblationRecipe:
     for position, arm in enumerate(arms):
         if arm.goes_on is not None and arm.goes_on not in names[:position]:
             raise ConfigError(f"{path}: {arm.name} goes on from {arm.goes_on!r}, no arm before it")
-    return load(AblationRecipe, {**mapping, "arms": arms})
+    recipe = load(AblationRecipe, {**mapping, "arms": arms})
+    told = [arm.name for arm in arms if arm.twins]
+    if told and not recipe.num_twins:
+        raise ConfigError(f"{path}: {told} learn from twins, but num_twins is 0; set it to 1")
+    return recipe

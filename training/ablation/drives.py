@@ -43,9 +43,13 @@ class SharedDrives:
         self.replay = Replay(self.ring)
         self.training = Replay(self.ring)  # without what is held out
         self.rounds: dict = {}
-        self.settings = FleetSettings(num_robots=recipe.num_robots, num_rounds=recipe.num_rounds)
+        self.settings = FleetSettings(
+            num_robots=recipe.num_robots,
+            num_rounds=recipe.num_rounds,
+            num_twins=recipe.num_twins,
+        )
         self.student_share = 0.0
-        self.drives: list[Drive] = []
+        self.drives: list[Drive] = []  # twins too; none of them is held out or newer
         self.held_out: list[Drive] = []
         self.newer: list[Drive] = []
         self.views: list[ViewRecord] = []
@@ -79,10 +83,12 @@ class SharedDrives:
         def is_held_out(apartment: int) -> bool:
             return apartment % recipe.held_out == 0
 
-        self.held_out = [d for d in collector.drives if is_held_out(d.record.apartment)]
+        driven = [drive for drive in collector.drives if not drive.is_twin]
+        self.held_out = [d for d in driven if is_held_out(d.record.apartment)]
         self.drives = [d for d in collector.drives if not is_held_out(d.record.apartment)]
         if not self.held_out and self.drives:  # of a toy
-            self.held_out = [self.drives.pop()]
+            self.held_out = [next(drive for drive in self.drives if not drive.is_twin)]
+            self.drives.remove(self.held_out[0])
         self.views = [v for v in self.replay.views if not is_held_out(v.apartment)]
         if not self.drives or not self.views:
             raise TrainingError(
@@ -90,14 +96,16 @@ class SharedDrives:
                 f"{len(self.drives)} of them to learn from with {len(self.views)} views; expected "
                 "some of each. Raise corpus_s"
             )
-        self.training.add([drive.record for drive in self.drives], self.views)
+        own = [drive.record for drive in self.drives if not drive.is_twin]
+        self.training.add(own, self.views)
         vision = self.sequences.config.vision
         self.cache = PatchCache(self.ring, vision.grid_side**2, vision.hidden_size)
         self.encode(self.drives + self.held_out, self.tower)
         return {
             "frames": collector.num_frames,
             "decisions": collector.num_decisions,
-            "episodes": len(self.drives),
+            "episodes": len(own),
+            "twins": len(self.drives) - len(own),
             "apartments": len({drive.record.apartment for drive in self.drives}),
             "held_out": len(self.held_out),
             "views": len(self.views),
@@ -121,7 +129,8 @@ class SharedDrives:
         # Rounds that began before have the oracle at the wheel: they count as its newer drives.
         collector = self._fill(student, self.recipe.drives_s, most)
         held_out = self.recipe.held_out
-        self.newer = [d for d in collector.drives if d.record.apartment % held_out]
+        driven = [drive for drive in collector.drives if not drive.is_twin]
+        self.newer = [d for d in driven if d.record.apartment % held_out]
         self.close()  # memory and cores are worth having
         self.encode(self.newer, self.tower)
         return {

@@ -185,6 +185,8 @@ class Ablations:
         ranks = np.random.default_rng([recipe.seed, 5]).permutation(len(drives))
         num_episodes = max(1, round(arm.episodes * len(drives)))
         allowed = ranks[prompts] < num_episodes
+        if not arm.twins:
+            allowed &= ~np.array([drive.is_twin for drive in drives])[prompts]
         if arm.keep != "all":
             allowed &= self._kept(runner, arm.keep)
         rows = np.flatnonzero(allowed)
