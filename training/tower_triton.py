@@ -182,6 +182,13 @@ def _launch(kernel: Any, grid: Any, *arguments: Any, **options: Any) -> None:
     kernel[grid](*arguments, **options)
 
 
+def _for_block(options: dict[str, int], block: int) -> dict[str, int]:
+    """Wide rows one by one: shared memory and registers hold no more of them."""
+    if block <= 2048:
+        return options
+    return options | {"rows": 1, "num_warps": 16} | ({"stages": 1} if "stages" in options else {})
+
+
 def norm(
     rows: Tensor, weight: Tensor, bias: Tensor, extra: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,13 +196,14 @@ def norm(
     num_rows, width = rows.shape
     normed, shifted = torch.empty_like(rows), torch.empty_like(rows)
     mean, inverse = (torch.empty(num_rows, device=rows.device) for _ in range(2))
-    grid = (triton.cdiv(num_rows, NORM["rows"]),)
     block = triton.next_power_of_2(width)
+    options = _for_block(NORM, block)
+    grid = (triton.cdiv(num_rows, options["rows"]),)
     outputs = (normed, shifted, mean, inverse)
     _launch(
         *(_norm, grid, rows, weight, bias, extra, *outputs, num_rows, width, eps),
         block=block,
-        **NORM,
+        **options,
     )
     return outputs
 
@@ -212,13 +220,14 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """See `tower_layers.norm_backward`."""
     num_rows, width = rows.shape
-    programs = min(NUM_PROGRAMS, triton.cdiv(num_rows, NORM_BACKWARD["rows"]))
+    block = triton.next_power_of_2(width)
+    options = _for_block(NORM_BACKWARD, block)
+    programs = min(NUM_PROGRAMS, triton.cdiv(num_rows, options["rows"]))
     count = 4 if has_sums else 2
     result = torch.empty_like(rows)
     partial = torch.empty(programs, count * width, device=rows.device)
     inputs = (slope, rows, around, mean, inverse, weight, result, partial, num_rows, width)
-    block = triton.next_power_of_2(width)
-    _launch(_norm_backward, (programs,), *inputs, block=block, has_sums=has_sums, **NORM_BACKWARD)
+    _launch(_norm_backward, (programs,), *inputs, block=block, has_sums=has_sums, **options)
     return result, finish(partial, weight.dtype).view(count, width)
 
 

@@ -27,6 +27,7 @@ from nvila_ros.training.flops import batch_flops
 from nvila_ros.training.fp8 import PrecisionConfig, make_adamw, to_float8
 from nvila_ros.training.fused_loss import linear_cross_entropy
 from nvila_ros.training.learner import checkpoint_layers
+from nvila_ros.training.tower_layers import fuse_tower
 
 NUM_FRAMES, TEXT_TOKENS, ANSWER_TOKENS = 8, 110, 12
 LEARNING_RATE = 1e-5
@@ -48,6 +49,7 @@ class Case:
     budget: float = 1.0  # share of activations that compiled layers keep
     is_compiled: bool = True
     attention: Literal["flash", "cudnn"] = "flash"  # of the tower
+    fuses_tower: bool = False  # its layers by `tower_layers`, not compiled
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -77,6 +79,8 @@ def network(case: Case, *, is_small: bool, device: torch.device) -> Nvila:
     to_float8(model, case.precision)
     if case.is_compiled:
         compile_layers(model, budget=case.budget)
+    if case.fuses_tower:
+        fuse_tower(model)
     return model.train()
 
 
@@ -210,6 +214,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
     return {
         "lite2b_kept": kept("lite2b_kept"),
+        "lite2b_fused": kept("lite2b_fused", fuses_tower=True),
         "lite2b_cudnn": kept("lite2b_cudnn", attention="cudnn"),
         "decoder_bf16": decoder("decoder_bf16", "bfloat16"),
         "decoder_fp8_tensor": decoder("decoder_fp8_tensor", "float8_tensor"),
