@@ -18,9 +18,10 @@ from nvila_ros.kernels.packing import RowsInt4
 
 log = logging.getLogger(__name__)
 SOURCE = "decode_persistent.cu"
-PLACES = 8  # in memory that are tried for the exchange
+PLACES, FINALISTS = 24, 4  # in memory that are tried for the exchange, and tried again
 APART_BYTES = 1 << 20  # from place to place: half of a block of torch's small tensors
-TIMED_LAUNCHES, TIMED_ROUNDS = 12, 3
+TIMED_STEPS = 12  # in a series, after one that is not timed
+FINAL_ROUNDS = 3  # there and back
 
 
 class Arguments(ctypes.Structure):
@@ -129,40 +130,43 @@ class PersistentLayers:
         )
 
 
-def settle(
-    layers: PersistentLayers,
-    launch: Callable[[], None],
-    time_ms: Callable[[Callable[[], None]], float] | None = None,
-) -> None:
+def settle(layers: PersistentLayers, series_ms: Callable[[], float]) -> None:
     """Leaves `layers` with the exchange at the fastest of PLACES places.
 
     Where blocks meet decides up to 2 % of a step either way, and only trying tells
-    (docs/benchmarks/engine_notes.md). launch: one launch of the layers. time_ms: of some.
+    (docs/benchmarks/engine_notes.md). series_ms: a step's time in a series of whole steps.
     """
-    time_ms = time_ms or _launches_ms
     device = layers.exchange.words.device
     exchanges, between = [layers.exchange], []
     for _ in range(PLACES - 1):
         between.append(torch.empty(APART_BYTES, dtype=torch.uint8, device=device))
         exchanges.append(layers.new_exchange())
     times: list[list[float]] = [[] for _ in exchanges]
-    places = range(len(exchanges))
-    for _ in range(TIMED_ROUNDS):
+
+    def go_round(places: Sequence[int]) -> None:
         for place in (*places, *reversed(places)):  # there and back: the clock may drift
             layers.exchange = exchanges[place]
-            times[place].append(time_ms(launch))
-    medians = [statistics.median(each) for each in times]
-    layers.exchange = exchanges[medians.index(min(medians))]
-    log.debug("exchange at the best of %d places: ms %s", len(medians), sorted(medians))
+            times[place].append(series_ms())
+
+    go_round(range(PLACES))
+    finalists = sorted(range(PLACES), key=lambda place: min(times[place]))[:FINALISTS]
+    for _ in range(FINAL_ROUNDS):
+        go_round(finalists)
+    medians = {place: statistics.median(times[place]) for place in finalists}
+    layers.exchange = exchanges[min(medians, key=medians.__getitem__)]
+    log.debug(
+        "exchange at the best of %d places: ms %s, of the best again %s",
+        PLACES, sorted(map(min, times)), sorted(medians.values()),
+    )  # fmt: skip
 
 
-def _launches_ms(launch: Callable[[], None]) -> float:
-    """Of TIMED_LAUNCHES after one that is not timed, on the current stream."""
+def steps_ms(launch: Callable[[], None]) -> float:
+    """One of TIMED_STEPS launches after one that is not timed, on the current stream."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     launch()
     begin.record()
-    for _ in range(TIMED_LAUNCHES):
+    for _ in range(TIMED_STEPS):
         launch()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / TIMED_LAUNCHES
+    return begin.elapsed_time(end) / TIMED_STEPS

@@ -162,18 +162,19 @@ class DecodeStep:
         return error < SELF_CHECK_TOLERANCE
 
     def _settle(self, persistent: decode_persistent.PersistentLayers) -> None:
-        """Chooses where its blocks meet; leaves the step as it was made."""
-        last = min(SETTLED_SLOTS, self.keys.shape[2]) - 1
-        slots = [each[:, :, last] for each in (self.keys, self.values)]
+        """Chooses where its blocks meet, by whole steps; leaves the step as it was made."""
+        num_steps = decode_persistent.TIMED_STEPS + 1
+        first = min(SETTLED_SLOTS, self.keys.shape[2]) - num_steps
+        if first < 0:
+            return
+        slots = [each[:, :, first : first + num_steps] for each in (self.keys, self.values)]
         before = [slot.clone() for slot in slots]
-        self.begin(torch.zeros_like(self.token), last)
-        table, cos_sin, eps = self.weights.table, self.cos_sin, self.shape.eps
-        decode_persistent.settle(
-            persistent,
-            lambda: persistent.launch(
-                self.token, self._place, table, cos_sin, self._hidden, eps
-            ),
-        )  # fmt: skip
+
+        def series_ms() -> float:
+            self.begin(torch.zeros_like(self.token), first)
+            return decode_persistent.steps_ms(self.launch)
+
+        decode_persistent.settle(persistent, series_ms)
         for slot, old in zip(slots, before, strict=True):
             slot.copy_(old)
         self.history.zero_()

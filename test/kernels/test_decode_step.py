@@ -205,15 +205,17 @@ def test_the_exchange_settles_at_the_fastest_place() -> None:
     layers, asked = Placed(), []
     fastest = decode_persistent.PLACES - 2
 
-    def time_ms(launch) -> float:
+    def series_ms() -> float:
         place = int(layers.exchange.words)
         asked.append(place)
         hiccup = 9.0 if asked.count(place) == 2 else 0.0
         return abs(place - fastest) * 0.01 + 0.7 + hiccup
 
-    decode_persistent.settle(layers, lambda: None, time_ms)
+    decode_persistent.settle(layers, series_ms)
     assert int(layers.exchange.words) == fastest
     assert set(asked) == set(range(1, decode_persistent.PLACES + 1))
+    again = [place for place in set(asked) if asked.count(place) > 2]
+    assert len(again) == decode_persistent.FINALISTS and fastest in again
 
 
 @torch.no_grad()
@@ -221,17 +223,27 @@ def test_settling_leaves_the_step_as_it_was_made(monkeypatch) -> None:
     step = make_step(make_model(), "cpu")
     step.keys.normal_(), step.values.normal_()
     before = step.keys.clone(), step.values.clone()
-    places = []
+    places: list[int] = []
 
     class Layers:
         def launch(self, token: Tensor, place: Tensor, table: Tensor, *rest: object) -> None:
-            places.append(place.tolist())
+            places.append(int(place[0]))
             decode.embed(token, table, out=step._hidden)
             for index, layer in enumerate(step.weights.layers):
                 step._launch_layer(index, layer)
 
-    monkeypatch.setattr(decode_persistent, "settle", lambda layers, launch: launch())
-    step._settle(Layers())
-    assert places == [[PLACES - 1, PLACES]]
+    def steps_ms(launch) -> float:
+        for _ in range(decode_persistent.TIMED_STEPS + 1):
+            launch()
+        return 0.7
+
+    monkeypatch.setattr(decode_persistent, "steps_ms", steps_ms)
+    monkeypatch.setattr(
+        decode_persistent, "settle", lambda layers, series_ms: [series_ms() for _ in range(2)]
+    )
+    step._persistent = Layers()
+    step._settle(step._persistent)
+    num_steps = decode_persistent.TIMED_STEPS + 1
+    assert places == 2 * [*range(PLACES - num_steps, PLACES)]  # whole steps, none past the cache
     assert step.keys.equal(before[0]) and step.values.equal(before[1]) and not step.history.any()
     assert step.position.tolist() == [0] and step.token.tolist() == [0]

@@ -64,19 +64,6 @@ def sustained_ms(work: Callable[[], Any], seconds: float = 1.0, num_each: int = 
     return statistics.median(times[len(times) // 2 :])
 
 
-def replayed(work: Callable[[], Any]) -> Callable[[], None]:
-    """The same captured in a graph: without what the processor takes to launch its parts."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
 def wall_ms(work: Callable[[], Any], num_runs: int = 5, num_warm_up: int = 1) -> float:
     """Median time until the result of one call has arrived."""
     times = []
