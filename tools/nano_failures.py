@@ -38,7 +38,8 @@ ON_THE_WAY_M = 0.8  # from the planned path
 COSTLY = 2.0  # units of 25 cm or 15 degrees
 LONG = 56  # decisions; exams in training end there
 BANDS_M = (3.0, 4.5, 6.0, 8.0, 12.1)
-NAMES = "stop,fwd 25,fwd 50,fwd 75,left 15,left 30,left 45,right 15,right 30,right 45".split(",")
+TURNS = [f"{side} {degrees}" for side in ("left", "right") for degrees in (15, 30, 45)]
+NAMES = ["stop", "fwd 25", "fwd 50", "fwd 75", *TURNS]
 TILE_PX, PICTURE_PX = (880, 336), 154
 NUM_PICTURES, TILES_PER_SHEET = 6, 10
 
