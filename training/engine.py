@@ -27,6 +27,7 @@ from nvila_ros.training.monitor import Monitor, StepReport
 from nvila_ros.training.run_state import RunState
 from nvila_ros.training.schedule import is_over, rate_factor, set_rates, stage_progress
 from nvila_ros.training.stage_recipe import StageRecipe
+from nvila_ros.training.tower_layers import fuse_tower
 
 BAD_BATCH_FILE = "not_finite.json"
 
@@ -70,9 +71,7 @@ class Engine:
             adapt(model, recipe.adapt, device=ranks.device, frozen_dtype=dtype)
         freeze(model, recipe)
         to_float8(model, recipe.precision)
-        compiles = recipe.engine.compile_layers
-        if ranks.device.type == "cuda" if compiles is None else compiles:
-            compile_layers(model)
+        _speed_up(model, recipe, ranks)
         if recipe.engine.checkpoint_layers:
             checkpoint_layers(model)
         schedule = recipe.schedule
@@ -249,6 +248,19 @@ class Engine:
             "them with `nvila data check`, lower the learning rate or set "
             "schedule.max_gradient_norm, then go on with --resume"
         )
+
+
+def _speed_up(model: Nvila, recipe: StageRecipe, ranks: Ranks) -> None:
+    """Compiles layers, and lets the tower's train by `fused_layer`, as the recipe says."""
+    compiles, fuses = recipe.engine.compile_layers, recipe.engine.fuse_tower
+    if compiles is None:
+        compiles = ranks.device.type == "cuda"
+    if fuses is None:
+        fuses = compiles and ranks.device.type == "cuda"
+    if compiles:
+        compile_layers(model)
+    if fuses and ranks.kind in ("one", "ddp"):  # elsewhere weights are in pieces
+        fuse_tower(model)
 
 
 def recipe_record(recipe: StageRecipe) -> dict[str, Any]:

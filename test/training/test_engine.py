@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from engine_runs import KINDS, PARTS, every_kind, losses, run_here, stored
 
 from nvila_ros.errors import ConfigError, TrainingError
 from nvila_ros.models import weights
+from nvila_ros.training import engine, tower_layers
 from nvila_ros.training.data.attention import SampleAttention
 from nvila_ros.training.distributed import _fsdp_plugin
 from nvila_ros.training.fp8 import PrecisionConfig
+from nvila_ros.training.stage_recipe import EngineConfig
+from nvila_ros.training.tower_layers import fused_layer
 from nvila_ros.training.train import RunOptions, run_stage
 
 
@@ -119,6 +123,61 @@ def test_checkpointed_layers_learn_the_same(toy, tmp_path: Path) -> None:
     recomputed = run_here(toy, tmp_path, "recomputed", overrides=overrides)
     expected, found = stored(plain), stored(recomputed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_tower_layers_by_hand_learn_the_same(
+    toy, tmp_path: Path, monkeypatch, is_made_again: bool
+) -> None:
+    calls = []
+
+    def spied(layer, hidden):
+        calls.append(layer)
+        return fused_layer(layer, hidden)
+
+    monkeypatch.setattr(tower_layers, "fused_layer", spied)
+    overrides = [
+        "schedule.steps=2",
+        "precision.compute=float32",
+        f"engine.checkpoint_layers={str(is_made_again).lower()}",
+    ]
+    plain = run_here(toy, tmp_path, "plain", overrides=overrides)
+    assert not calls  # on a CPU nobody asks for it
+    fused = run_here(toy, tmp_path, "fused", overrides=[*overrides, "engine.fuse_tower=true"])
+    assert len(set(calls)) == 2  # of three, the last one feeds nothing
+    expected, found = stored(plain), stored(fused)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-4)
+
+
+def test_a_tower_by_hand_resumes_bit_for_bit(toy, tmp_path: Path) -> None:
+    settings = {"overrides": ["engine.fuse_tower=true", "engine.checkpoint_layers=true"]}
+    whole = run_here(toy, tmp_path, "whole", **settings)
+    run_here(toy, tmp_path, "cut", stop_after=3, **settings)  # saved after step 2
+    cut = run_here(toy, tmp_path, "cut", resume=True, **settings)
+    expected, found = stored(whole), stored(cut)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_where_tower_layers_go_by_hand(monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(engine, "compile_layers", lambda model: called.append("compiled"))
+    monkeypatch.setattr(engine, "fuse_tower", lambda model: called.append("by hand"))
+
+    def chosen(device="cuda", kind="one", **keys):
+        called.clear()
+        recipe = SimpleNamespace(engine=EngineConfig(**keys))
+        engine._speed_up(None, recipe, SimpleNamespace(device=torch.device(device), kind=kind))
+        return [*called]
+
+    both = ["compiled", "by hand"]
+    assert chosen() == chosen(kind="ddp") == both
+    assert chosen(kind="fsdp") == chosen(kind="deepspeed") == ["compiled"]
+    assert chosen(kind="fsdp", fuse_tower=True) == ["compiled"]
+    assert chosen(fuse_tower=False) == ["compiled"]
+    assert chosen(compile_layers=False) == chosen("cpu") == []
+    assert chosen(compile_layers=False, fuse_tower=True) == ["by hand"]
+    assert chosen("cpu", compile_layers=True) == ["compiled"]
 
 
 def test_the_output_is_a_checkpoint_that_answers(toy, tmp_path: Path) -> None:
