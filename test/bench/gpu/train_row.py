@@ -161,6 +161,7 @@ def measure(case: Case, device: torch.device, result: dict[str, Any], *, has_loa
         "optimizer_states": case.precision.optimizer_states,
         "budget": case.budget,
         "attention": case.attention,
+        "fuses_tower": case.fuses_tower,
         "gpu": torch.cuda.get_device_name(),
         "num_layers": model.config.language.num_hidden_layers,
         "num_learning": sum(p.numel() for p in learning),
