@@ -36,6 +36,17 @@ def test_two_ranks_equal_one(launch, kind: str) -> None:
 
 
 @pytest.mark.slow
+def test_two_ranks_with_the_tower_by_hand_equal_one_without(launch) -> None:
+    one = launch("one")
+    overrides = ["engine.fuse_tower=true", "engine.checkpoint_layers=true"]
+    two = launch("two", 2, KINDS["ddp"], overrides=overrides)
+    assert two.codes == [0, 0], two.text
+    expected, found = stored(one.folder), stored(two.folder)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
 @every_kind
 def test_a_rank_that_never_sees_a_picture_does_not_hang(launch, kind: str) -> None:
     environment = KINDS[kind]
