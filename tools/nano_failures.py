@@ -15,6 +15,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ LONG = 56  # decisions; exams in training end there
 BANDS_M = (3.0, 4.5, 6.0, 8.0, 12.1)
 TURNS = [f"{side} {degrees}" for side in ("left", "right") for degrees in (15, 30, 45)]
 NAMES = ["stop", "fwd 25", "fwd 50", "fwd 75", *TURNS]
+TURN_DEGREES = [0, 0, 0, 0, 15, 30, 45, -15, -30, -45]
 TILE_PX, PICTURE_PX = (880, 336), 154
 NUM_PICTURES, TILES_PER_SHEET = 6, 10
 
@@ -142,6 +144,13 @@ def kind(drive: Drive) -> str:
     return "stopped on the way" if on_the_way else "stopped in a wrong room"
 
 
+def full_turns(actions: np.ndarray) -> int:
+    """How often (n,) motions go all round to one side, or but 45 degrees of it, on the spot."""
+    degrees = [TURN_DEGREES[action] for action in actions]
+    sides = groupby(degrees, key=lambda turn: int(np.sign(turn)))
+    return sum(abs(sum(turns)) >= 315 for side, turns in sides if side)
+
+
 def look(drive: Drive, side_px: int = 96, batch: int = 16) -> np.ndarray:
     """(n,) the goal's share of the picture at every decision."""
     shares: list[float] = []
@@ -173,6 +182,9 @@ def summary(drives: list[Drive]) -> str:
     lines.append(f"failures that saw the goal in its room: {seen} of {len(missed)}")
     long = [drive for drive in drives if len(drive.actions) > LONG]
     lines.append(f"longer than {LONG} decisions: {_share(long)}")
+    rounds = _grouped(drives, lambda d: min(2, full_turns(d.actions)))
+    parts = [f"{number}{'+' * (number == 2)}: {_share(part)}" for number, part in rounds.items()]
+    lines.append("by full turns on the spot: " + ", ".join(sorted(parts)))
     keys: dict[str, Callable[[Drive], Any]] = {
         "clauses": lambda d: len(d.episode.clauses),
         "doors": lambda d: sum(clause.kind == "door" for clause in d.episode.clauses),

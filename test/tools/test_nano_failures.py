@@ -72,6 +72,12 @@ def test_how_a_drive_ended(tool, arrived):
     )
 
 
+def test_full_turns_are_to_one_side_and_on_the_spot(tool):
+    assert tool.full_turns(np.array([6] * 7 + [0])) == 1
+    assert tool.full_turns(np.array([9] * 8 + [1] + [9] * 8)) == 2
+    assert tool.full_turns(np.array([6, 6, 6, 9, 9, 9, 6, 6, 1, 6, 6])) == 0
+
+
 def test_six_decisions_tell_a_drive(tool, arrived):
     chosen = tool.telling_decisions(arrived)
     assert chosen == sorted(set(chosen)) and len(chosen) == min(6, len(arrived.actions))
