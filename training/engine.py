@@ -252,14 +252,12 @@ class Engine:
 
 def _speed_up(model: Nvila, recipe: StageRecipe, ranks: Ranks) -> None:
     """Compiles layers, and lets the tower's train by `fused_layer`, as the recipe says."""
-    compiles, fuses = recipe.engine.compile_layers, recipe.engine.fuse_tower
+    compiles = recipe.engine.compile_layers
     if compiles is None:
         compiles = ranks.device.type == "cuda"
-    if fuses is None:
-        fuses = compiles and ranks.device.type == "cuda"
     if compiles:
         compile_layers(model)
-    if fuses and ranks.kind in ("one", "ddp"):  # elsewhere weights are in pieces
+    if recipe.engine.fuse_tower and ranks.kind in ("one", "ddp"):  # elsewhere weights are in pieces
         fuse_tower(model)
 
 

@@ -96,8 +96,7 @@ class EngineConfig:
 
     checkpoint_layers: bool = True  # recompute a layer's activations in the backward pass
     compile_layers: bool | None = None  # None: on a GPU
-    # The tower's layers by `tower_layers`, where they can; None: on a GPU if layers are compiled.
-    fuse_tower: bool | None = None
+    fuse_tower: bool = False  # the tower's layers by `tower_layers`, where they can
     save_every: int = 200  # optimizer steps between checkpoints
     keep: int = 2  # newest checkpoints that stay
     log_every: int = 1  # optimizer steps between lines of the log

@@ -182,10 +182,10 @@ def test_where_tower_layers_go_by_hand(monkeypatch) -> None:
         return [*called]
 
     both = ["compiled", "by hand"]
-    assert chosen() == chosen(kind="ddp") == both
-    assert chosen(kind="fsdp") == chosen(kind="deepspeed") == ["compiled"]
+    assert chosen(fuse_tower=True) == chosen(kind="ddp", fuse_tower=True) == both
     assert chosen(kind="fsdp", fuse_tower=True) == ["compiled"]
-    assert chosen(fuse_tower=False) == ["compiled"]
+    assert chosen(kind="deepspeed", fuse_tower=True) == ["compiled"]
+    assert chosen() == ["compiled"]
     assert chosen(compile_layers=False) == chosen("cpu") == []
     assert chosen(compile_layers=False, fuse_tower=True) == ["by hand"]
     assert chosen("cpu", compile_layers=True) == ["compiled"]
