@@ -18,7 +18,7 @@ from nvila_ros.sim.episodes import Episode
 
 WIDTH_PX, HEIGHT_PX = 1120, 760
 MARGIN_PX = 16
-HEADER_PX = 84  # two lines of instruction
+HEADER_PX = 84  # of the instruction
 CAMERA_PX = 448
 STRIP_PX = 130  # side of a history frame
 HOLD_S = 1.5  # the last picture stays
@@ -26,6 +26,7 @@ PREFERRED_CODECS = ("libx264", "mpeg4")
 
 _SMOOTH = Image.Resampling.BICUBIC
 BACKGROUND = (250, 250, 248)
+HEADER_FONTS_PX = (25, 21, 17, 14)  # the largest in which all of the instruction has room
 INK = (30, 30, 36)
 FAINT = (200, 200, 204)
 BAR = (50, 130, 90)
@@ -38,9 +39,7 @@ class FrameComposer:
         self._record = record
         self._base = Image.new("RGB", (WIDTH_PX, HEIGHT_PX), BACKGROUND)
         draw = ImageDraw.Draw(self._base)
-        lines = textwrap.wrap(episode.instruction, 92)[:2]
-        for row, line in enumerate(lines):
-            draw.text((MARGIN_PX, 12 + 34 * row), line, fill=INK, font=_font(25))
+        _draw_header(draw, episode.instruction)
         plan = FloorPlan(episode)
         picture = plan.image()
         room = (WIDTH_PX - CAMERA_PX - 3 * MARGIN_PX, CAMERA_PX)
@@ -144,6 +143,20 @@ def write_video(path: Path, pictures: Callable[[], Iterable[Image.Image]], rate_
         if stream is not None:
             container.mux(stream.encode())
     return codec
+
+
+def _draw_header(draw: ImageDraw.ImageDraw, text: str) -> None:
+    """The whole text if any size has room for it, else its beginning in the smallest."""
+    top, room_px = 8, HEADER_PX - 12
+    for size_px in HEADER_FONTS_PX:
+        font, step_px = _font(size_px), round(1.3 * size_px)
+        most = round((WIDTH_PX - 2 * MARGIN_PX) * len(text) / max(1.0, font.getlength(text)))
+        rows = room_px // step_px
+        lines = textwrap.wrap(text, round(0.96 * most), max_lines=rows, placeholder=" ...")
+        if " ".join(lines) == " ".join(text.split()):
+            break
+    for row, line in enumerate(lines):
+        draw.text((MARGIN_PX, top + step_px * row), line, fill=INK, font=font)
 
 
 def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
