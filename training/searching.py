@@ -27,6 +27,9 @@ MIN_SHARE = 0.003  # of the picture for a thing to count as seen, as in labelled
 AT_DOOR_M = 1.0  # too near for its frame to be in the picture
 MAX_SEARCHES = 7  # turns of 45 degrees on one spot: with what is in view at first, a turn around
 SPOT_M = 0.10  # nearer than this is the same spot
+LOOKED_M = (
+    1.5  # as far around a spot as looking from there counts: no second turn around after a step
+)
 LEAST_GUESS_RAD = math.radians(20)  # a smaller turn corrects a motion; it is no guess at a side
 SEARCH_TURN_RAD = math.radians(45)
 OTHERWISE_COST = 6.0  # of motions that do not turn to the side, in units as the planner's
@@ -127,8 +130,11 @@ class SearchingTeacher:
     def _spot(self, row: int, key: str, pose: np.ndarray) -> _Spot:
         """Where the robot looks for the thing: anew once it has left its last spot."""
         spot, (x_m, y_m) = self._spots.get((row, key)), map(float, pose[:2])
-        if spot is None or math.hypot(x_m - spot.x_m, y_m - spot.y_m) >= SPOT_M:
-            spot = self._spots[row, key] = _Spot(x_m, y_m)
+        if spot is not None:
+            moved_m = math.hypot(x_m - spot.x_m, y_m - spot.y_m)
+            if moved_m < (LOOKED_M if spot.num_searches else SPOT_M):
+                return spot
+        spot = self._spots[row, key] = _Spot(x_m, y_m)
         return spot
 
     def _last_turn(self, robot: int, frame: int) -> float:

@@ -15,7 +15,12 @@ from nvila_ros.sim.sight import Sight
 from nvila_ros.sim.world import World
 from nvila_ros.training.fleet import Fleet
 from nvila_ros.training.fleet_settings import FleetSettings
-from nvila_ros.training.searching import MAX_SEARCHES, SearchingTeacher, search_costs
+from nvila_ros.training.searching import (
+    LOOKED_M,
+    MAX_SEARCHES,
+    SearchingTeacher,
+    search_costs,
+)
 from nvila_ros.training.vocabulary import build_sequences
 
 FORWARD, LEFT = 3, 6  # of the motions: 75 cm, 45 degrees
@@ -66,6 +71,23 @@ def test_it_keeps_to_its_side_and_gives_up_after_a_turn_around(teacher, episode)
     teacher.saw(np.array([0]), np.array([0]), before_goal(episode, away=True)[None])
     sides = [side(teacher, len(episode.clauses) - 1, LEFT) for _ in range(MAX_SEARCHES + 1)]
     assert len(set(sides[:-1])) == 1 and sides[0] != 0 and sides[-1] == 0
+
+
+def test_a_step_aside_is_no_reason_to_turn_around_again(teacher, episode):
+    """A teacher that began anew after every step taught the model to go round in circles."""
+    last, pose = len(episode.clauses) - 1, before_goal(episode, away=True)
+    teacher.saw(np.array([0]), np.array([0]), pose[None])
+    for _ in range(MAX_SEARCHES):
+        assert side(teacher, last, LEFT) != 0
+    ahead = np.array([math.cos(pose[2]), math.sin(pose[2]), 0.0])
+    room = episode.scene.room_at(*map(float, pose[:2]))
+    for number, gone_m in enumerate((0.25, 1.0), start=1):
+        there = pose + gone_m * ahead
+        assert episode.scene.room_at(*map(float, there[:2])) == room
+        teacher.saw(np.array([0]), np.array([number]), there[None])
+        assert side(teacher, last, LEFT, frames=number + 1) == 0
+    teacher._spot(0, teacher._next_thing(0, last), pose + (LOOKED_M + 0.1) * ahead)
+    assert teacher._spots[0, teacher._next_thing(0, last)].num_searches == 0
 
 
 def test_a_turn_of_the_instruction_is_known(teacher, episode):
