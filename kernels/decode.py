@@ -8,6 +8,7 @@ activations are float16; every `out` may be given, so that captured graphs write
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -254,6 +255,7 @@ def ahead_of_time_hopper() -> Iterator[tuple[str, Mapping[str, object]]]:
         cut = decode_persistent_plan.plan(sizes, H100)
         if cut is not None:
             yield decode_persistent.SOURCE, cut.defines
+            yield decode_persistent.SOURCE, dataclasses.replace(cut, has_head=True).defines
 
 
 def _launch_linear(

@@ -34,13 +34,28 @@ class Arguments(ctypes.Structure):
     )
 
 
+class HeadArguments(ctypes.Structure):
+    """The source's `Head`: norm, scales, history; the number of tokens."""
+
+    _fields_ = (("pointers", ctypes.c_void_p * 3), ("num_tokens", ctypes.c_int))
+
+
 @dataclass(frozen=True)
 class Exchange:
     """Where blocks leave each other values; all 0 before the first launch."""
 
     words: Tensor
-    found: Tensor
+    found: Tensor  # of attention; then each block's best token
     epochs: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """What turns the last layer's output into the next token."""
+
+    norm: Tensor  # (D,) float16
+    rows: Tensor  # (V, D) int8
+    scales: Tensor  # (V,) float32
 
 
 class PersistentLayers:
@@ -48,14 +63,20 @@ class PersistentLayers:
 
     Scales and zero points are kept a second time, in the order in which blocks read them: 6 % of
     the weights' bytes. One stream at a time: two launches at once would read each other's words.
+    `cut` may be replaced by one that differs in `has_head` or `asks_first` between launches.
     """
 
     def __init__(
         self, cut: Cut, matrices: Sequence[Sequence[RowsInt4]],
         vectors: Sequence[tuple[Tensor | None, Tensor, Tensor]], keys: Tensor, values: Tensor,
+        head: HeadWeights | None = None,
     ) -> None:  # fmt: skip
-        """matrices: qkv, output, gate_up, down of each layer; vectors: qkv's bias, both norms."""
+        """matrices: qkv, output, gate_up, down of each layer; vectors: qkv's bias, both norms.
+
+        head: what a launch needs whose cut `has_head`.
+        """
         self.cut = cut
+        self.head = head
         self._kept = (matrices, vectors, keys, values)  # the table holds bare addresses
         self._cache_length = keys.shape[2]
         rows = []
@@ -78,7 +99,7 @@ class PersistentLayers:
     def new_exchange(self) -> Exchange:
         """Other buffers; a launch uses those that `exchange` names then."""
         where, sizes = self._layers.device, self.cut.sizes
-        num_found = sizes.num_heads * self.cut.max_splits * sizes.head_dim
+        num_found = sizes.num_heads * self.cut.max_splits * sizes.head_dim + 4 * self.cut.num_blocks
         return Exchange(
             words=torch.zeros(sizes.num_words, dtype=torch.int64, device=where),
             found=torch.zeros(num_found, dtype=torch.int32, device=where),
@@ -95,14 +116,22 @@ class PersistentLayers:
             for phase in PHASES
         ]
         tile = (1, 1, TILE_KEYS, 32)
-        return [*found, (keys.view(torch.int32), tile), (values.view(torch.int32), tile)]
+        found += [(keys.view(torch.int32), tile), (values.view(torch.int32), tile)]
+        if self.head is not None:
+            found.append((self.head.rows.view(torch.int32)[None, None], self.cut.head_box))
+        return found
 
     def _make_maps(
         self, boxes: Sequence[tuple[Tensor, tuple[int, ...]]]
     ) -> ctypes.Array[driver.TensorMap]:
-        """The source's `Maps`."""
+        """The source's `Maps`; of the head: nothing, where there is none."""
         maps = [driver.tensor_map(tensor, box, swizzle=128) for tensor, box in boxes]
-        return (driver.TensorMap * len(maps))(*maps)
+        return (driver.TensorMap * self.num_maps)(*maps)
+
+    @property
+    def num_maps(self) -> int:
+        """Of every matrix, keys, values and the head."""
+        return self.cut.sizes.num_layers * len(PHASES) + 3
 
     def arguments(
         self, token: Tensor, place: Tensor, table: Tensor, cos_sin: Tensor, hidden: Tensor,
@@ -116,15 +145,32 @@ class PersistentLayers:
         addresses = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
         return Arguments(addresses, self._cache_length, eps)
 
+    def head_arguments(self, history: Tensor | None) -> HeadArguments:
+        """Nothing where the launch has no head."""
+        if not self.cut.has_head:
+            return HeadArguments()
+        assert self.head is not None and history is not None
+        tensors = (self.head.norm, self.head.scales, history)
+        addresses = (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+        return HeadArguments(addresses, len(self.head.rows))
+
     def launch(
         self, token: Tensor, place: Tensor, table: Tensor, cos_sin: Tensor, hidden: Tensor,
-        eps: float,
+        eps: float, history: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Embeds the token and runs every layer; `hidden` (1, D) is the last one's output."""
+        """Embeds the token and runs every layer; `hidden` (1, D) is the last one's output.
+
+        Where the cut `has_head`: goes on to the next token, which it writes over `token` and into
+        `history` (S + 1,) int32 at its position, and to the next place.
+        """
         build.load(SOURCE, self.cut.defines).kernel("decode_step").launch(
             grid=(self.cut.num_blocks,),
             block=(32 * self.cut.num_warps,),
-            args=[self.arguments(token, place, table, cos_sin, hidden, eps), self._maps],
+            args=[
+                self.arguments(token, place, table, cos_sin, hidden, eps),
+                self._maps,
+                self.head_arguments(history),
+            ],
             shared_bytes=self.cut.shared_bytes,
             cooperative=True,
         )

@@ -91,6 +91,8 @@ class Cut:
     num_blocks: int
     num_warps: int
     stages: int
+    has_head: bool = False  # whether the launch goes on to the next token
+    asks_first: bool = False  # for the first layer's small inputs, before the weights
 
     def pieces(self, phase: int) -> int:
         return self.sizes.num_inputs(phase) // PIECE_INPUTS
@@ -119,6 +121,11 @@ class Cut:
         if phase not in PAIRED:
             return codes[None, None]
         return codes.unflatten(0, (-1, 2, self.sizes.pair_step(phase)))
+
+    @property
+    def head_box(self) -> tuple[int, int, int, int]:
+        """The same of the head: 16 tokens, 128 inputs of a byte."""
+        return (1, 1, TILE, ROWS_GROUP // 4)
 
     @property
     def max_splits(self) -> int:
@@ -166,6 +173,8 @@ class Cut:
             "STAGES": self.stages,
             "BLOCKS": self.num_blocks,
             "SHARED_BYTES": self.shared_bytes,
+            "HAS_HEAD": int(self.has_head),
+            "ASKS_FIRST": int(self.asks_first),
         }
 
     def first_quads(self, phase: int) -> Tensor:

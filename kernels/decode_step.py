@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -19,6 +21,10 @@ log = logging.getLogger(__name__)
 PROBE_SLOTS = 48  # of the cache, filled at random to compare both ways
 SETTLED_SLOTS = 1024  # in sight while places of the exchange are tried
 SELF_CHECK_TOLERANCE = 5e-2  # relative, of the last layer's output: rounding stays far below
+PROBE_TOKENS, EQUAL_TOKENS = (
+    4,
+    3,
+)  # of so many next tokens, so many are the same: rounding may turn one
 
 
 class StepLayer(Protocol):
@@ -77,11 +83,14 @@ class DecodeStep:
         cos_sin: Tensor,
         *,
         is_persistent: bool | None = None,
+        has_head: bool | None = False,
     ) -> None:
         """keys, values (L, Hkv, S, d) float16; cos_sin (S, d) float32 = [cos | sin] by position.
 
         is_persistent: all layers as one launch, on Hopper and newer, where the GPU has room for it;
         None: where it agrees with the kernels, tried once.
+        has_head: whether that launch goes on to the next token, instead of a launch for it; None:
+        where both agree and it is faster, tried once.
         """
         self.weights, self.shape = weights, shape
         self.keys, self.values, self.cos_sin = keys, values, cos_sin
@@ -104,7 +113,9 @@ class DecodeStep:
             if is_persistent or (made is not None and self._agrees(made)):
                 self._persistent = made
         if self._persistent is not None:
-            self._settle(self._persistent)
+            is_possible = has_head or (has_head is None and self._heads_agree(self._persistent))
+            _set_head(self._persistent, bool(is_possible))
+            self._settle(self._persistent, chooses_head=bool(is_possible) and has_head is None)
 
     def _make_persistent(self) -> decode_persistent.PersistentLayers | None:
         """None where the GPU does not do it or has no room."""
@@ -132,26 +143,37 @@ class DecodeStep:
         layers = self.weights.layers
         matrices = [(each.qkv, each.output, each.gate_up, each.down) for each in layers]
         vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in layers]
-        return decode_persistent.PersistentLayers(cut, matrices, vectors, self.keys, self.values)
+        head = decode_persistent.HeadWeights(
+            norm=self.weights.norm, rows=self.weights.head, scales=self.weights.head_scales
+        )
+        return decode_persistent.PersistentLayers(
+            cut, matrices, vectors, self.keys, self.values, head
+        )
 
-    def _agrees(self, persistent: decode_persistent.PersistentLayers) -> bool:
-        """Whether both ways give one token the same output; leaves the step as it was made."""
-        num_slots = min(PROBE_SLOTS, self.keys.shape[2])
-        caches = [each[:, :, :num_slots] for each in (self.keys, self.values)]
+    @contextmanager
+    def _borrowed(self, first: int, num_slots: int, *, is_random: bool) -> Iterator[None]:
+        """Slots of the cache to try something in; leaves the step as it was made."""
+        caches = [each[:, :, first : first + num_slots] for each in (self.keys, self.values)]
         before = [each.clone() for each in caches]
-        found = []
-        for cache in caches:
+        for cache in caches if is_random else ():
             cache.normal_(generator=torch.Generator(cache.device).manual_seed(0))
-        for way in (None, persistent):
-            self._persistent = way
-            self.begin(torch.zeros_like(self.token), num_slots - 1)
-            self.launch()
-            found.append(self._hidden.float().clone())
-        self._persistent = None
+        yield
         for cache, old in zip(caches, before, strict=True):
             cache.copy_(old)
         self.history.zero_()
         self.begin(torch.zeros_like(self.token), 0)
+
+    def _agrees(self, persistent: decode_persistent.PersistentLayers) -> bool:
+        """Whether both ways give one token the same output; leaves the step as it was made."""
+        num_slots = min(PROBE_SLOTS, self.keys.shape[2])
+        found = []
+        with self._borrowed(0, num_slots, is_random=True):
+            for way in (None, persistent):
+                self._persistent = way
+                self.begin(torch.zeros_like(self.token), num_slots - 1)
+                self.launch()
+                found.append(self._hidden.float().clone())
+            self._persistent = None
         error = float((found[1] - found[0]).norm() / found[0].norm())
         if not error < SELF_CHECK_TOLERANCE:  # what is no number is no agreement
             log.warning(
@@ -161,24 +183,54 @@ class DecodeStep:
             )  # fmt: skip
         return error < SELF_CHECK_TOLERANCE
 
-    def _settle(self, persistent: decode_persistent.PersistentLayers) -> None:
-        """Chooses where its blocks meet, by whole steps; leaves the step as it was made."""
+    def _heads_agree(self, persistent: decode_persistent.PersistentLayers) -> bool:
+        """Whether both heads go on alike from the same places; leaves the step as it was made."""
+        num_slots = min(PROBE_SLOTS, self.keys.shape[2])
+        found: dict[bool, list[list[int]]] = {False: [], True: []}
+        with self._borrowed(0, num_slots, is_random=True):
+            for has_head, ends in found.items():
+                _set_head(persistent, has_head)
+                for first in range(PROBE_TOKENS):
+                    self.begin(torch.full_like(self.token, first), num_slots - 1)
+                    self.launch()
+                    kept = self.history[num_slots : num_slots + 1]
+                    ends.append(torch.cat((self._place, self.token, kept)).tolist())
+        num_equal = sum(map(list.__eq__, found[False], found[True]))
+        if num_equal < EQUAL_TOKENS:
+            log.warning(
+                "the head inside the decode step's launch gives other tokens here (%s, expected "
+                "%s): it stays a launch of its own; please report the GPU and the model",
+                found[True], found[False],
+            )  # fmt: skip
+        return num_equal >= EQUAL_TOKENS
+
+    def _settle(
+        self, persistent: decode_persistent.PersistentLayers, *, chooses_head: bool = False
+    ) -> None:
+        """Chooses where its blocks meet, by whole steps; leaves the step as it was made.
+
+        chooses_head: also whether the head inside the launch stays, which is tried first.
+        """
         num_steps = decode_persistent.TIMED_STEPS + 1
         first = min(SETTLED_SLOTS, self.keys.shape[2]) - num_steps
         if first < 0:
             return
-        slots = [each[:, :, first : first + num_steps] for each in (self.keys, self.values)]
-        before = [slot.clone() for slot in slots]
 
         def series_ms() -> float:
             self.begin(torch.zeros_like(self.token), first)
             return decode_persistent.steps_ms(self.launch)
 
-        decode_persistent.settle(persistent, series_ms)
-        for slot, old in zip(slots, before, strict=True):
-            slot.copy_(old)
-        self.history.zero_()
-        self.begin(torch.zeros_like(self.token), 0)
+        with self._borrowed(first, num_steps, is_random=False):
+            decode_persistent.settle(persistent, series_ms)
+            times: dict[bool, list[float]] = {True: [], False: []}
+            for _ in range(decode_persistent.FINAL_ROUNDS if chooses_head else 0):
+                for has_head in (True, False, False, True):  # there and back
+                    _set_head(persistent, has_head)
+                    times[has_head].append(series_ms())
+            if chooses_head:
+                inside, apart = statistics.median(times[True]), statistics.median(times[False])
+                _set_head(persistent, inside < apart)
+                log.debug("head inside the launch: %.4f ms a step, apart: %.4f", inside, apart)
 
     def begin(self, token: Tensor, position: int) -> None:
         """Sets what the next `launch` reads; (1,) of any integer type."""
@@ -191,8 +243,11 @@ class DecodeStep:
         weights, hidden = self.weights, self._hidden
         if self._persistent is not None:
             self._persistent.launch(
-                self.token, self._place, weights.table, self.cos_sin, hidden, self.shape.eps
-            )
+                self.token, self._place, weights.table, self.cos_sin, hidden, self.shape.eps,
+                self.history,
+            )  # fmt: skip
+            if self._persistent.cut.has_head:
+                return
         else:
             decode.embed(self.token, weights.table, out=hidden)
             for index, layer in enumerate(weights.layers):
@@ -216,3 +271,7 @@ class DecodeStep:
         decode.linear_residual(self._mixed, layer.output, hidden, out=hidden)
         decode.gate_up(hidden, layer.post_norm, eps, layer.gate_up, out=self._inner)
         decode.linear_residual(self._inner, layer.down, hidden, out=hidden)
+
+
+def _set_head(persistent: decode_persistent.PersistentLayers, has_head: bool) -> None:
+    persistent.cut = replace(persistent.cut, has_head=has_head)

@@ -3,7 +3,7 @@
 //
 // Each warp walks over tiles of 16 tokens with all inputs; nothing is shared but the rows of x.
 // Defines: BATCH, HEAD_STAGES, MAX_THREADS, MIN_BLOCKS.
-#include "decode_ptx.cuh"
+#include "decode_head.cuh"
 #include "decode_rows.cuh"
 
 #ifndef HEAD_STAGES
@@ -18,21 +18,6 @@
 
 constexpr int UNIT_INPUTS = 64;
 constexpr int UNIT_BYTES = 16 * UNIT_INPUTS;
-
-// Four signed bytes -> four exact halves.
-__device__ __forceinline__ void unpack_bytes(u32 (&v)[2], u32 word) {
-  const u32 magic = 0x64646464u, offset = 0xe480e480u;  // 1024 + byte + 128; -1152
-  u32 positive = word ^ 0x80808080u;
-  v[0] = add2(__byte_perm(positive, magic, 0x4140), offset);
-  v[1] = add2(__byte_perm(positive, magic, 0x4342), offset);
-}
-
-// Larger score first, then smaller token: one comparison of whole numbers.
-__device__ __forceinline__ u64 rank_of(float score, int token) {
-  u32 bits = __float_as_uint(score);
-  bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return u64(bits) << 32 | u32(~token);
-}
 
 // best (BATCH) and finished: 0 between launches. scores (M, num_tokens) or null. allowed (num_tokens) or null.
 // position (num_positions), history: null, or (M = 1) what goes on by one, the position first, and what keeps

@@ -7,9 +7,11 @@
 // blocks run at once, or none. A block that waits for seconds stops the launch with an error.
 //
 // Defines: HIDDEN, INTERMEDIATE, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, LAYERS, THREADS, STAGES, BLOCKS,
-// SHARED_BYTES (what the host allots).
+// SHARED_BYTES (what the host allots), HAS_HEAD, ASKS_FIRST.
 #include "decode_persistent.cuh"
 #include "decode_persistent_attention.cuh"
+#include "decode_persistent_begin.cuh"
+#include "decode_persistent_head.cuh"
 #include "decode_persistent_ring.cuh"
 #include "decode_persistent_rows.cuh"
 
@@ -132,62 +134,56 @@ __device__ __forceinline__ void finish_phase(const Step &step, int phase, int in
   if (phase == DOWN) finish<DOWN>(step, index, extras, tag);
 }
 
-// What a warp's copies need, by each warp for itself.
-__device__ __forceinline__ void prepare_warp(const Step &step) {
+// What a warp's copies report to, by each warp for itself.
+__device__ __forceinline__ void prepare_barriers(const Step &step) {
   const int lane = threadIdx.x % WARP, looker = NUM_WARPS - 1 - int(threadIdx.x / WARP);
   const u32 base = shared_address(step.shared);
   if (lane < STAGES) make_barrier(Ring::barriers(base) + lane * 8);
   if (lane == 0 && looker < LOOKING_WARPS) make_barrier(base + KEY_BARRIERS_AT + looker * 8);
   publish_barriers();
-  list_units(step);
-}
-
-// The layers' table, for every thread after its barrier; it is the same in every step.
-__device__ __forceinline__ void prepare_layers(const Step &step) {
-  const u64 *layers = reinterpret_cast<const u64 *>(step.from.layers);
-  for (int i = threadIdx.x; i < LAYERS * int(sizeof(Layer)) / 8; i += THREADS)
-    reinterpret_cast<u64 *>(step.shared + LAYERS_AT)[i] = layers[i];
-  __syncthreads();
-  if (blockIdx.x == BLOCKS - 1 && threadIdx.x == THREADS - WARP) ask_vectors(step.layer(0));
-}
-
-// The token, for every thread; its row of the table, for the block's outputs, which are read some barriers later.
-__device__ __forceinline__ void embed(const Step &step, int token) {
-  *reinterpret_cast<int *>(step.shared + TOKEN_AT) = token;  // the same by every thread: each may read it at once
-  const Share share(OUTPUT);
-  const __half *embedding = step.from.table + size_t(token) * HIDDEN + share.first * 4;
-  float *residual = reinterpret_cast<float *>(step.shared + RESIDUAL_AT);
-  for (int i = int(threadIdx.x) - (THREADS - WARP); i >= 0 && i < share.count * 4; i += WARP)
-    residual[i] = __half2float(embedding[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__ Maps maps) {
+decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__ Maps maps,
+            const __grid_constant__ Head head) {
   extern __shared__ __align__(1024) unsigned char room[];
   unsigned char *shared = room + (1024 - shared_address(room) % 1024) % 1024;
-  const Step nowhere = {arguments, maps, shared, 0};
-  prepare_warp(nowhere);
+  const Step nowhere = {arguments, maps, head, shared, 0};
+  // A cooperative launch here comes when the kernels before it have ended: nothing has to wait for them.
+  Asked asked;
+  prepare_barriers(nowhere);
+  if (ASKS_FIRST) asked.ask(nowhere);
+  list_units(nowhere);
   Ring ring(nowhere);
+  if (ASKS_FIRST) asked.ask_rows(nowhere);
   ring.fill(nowhere);
-  prepare_layers(nowhere);
-  wait_for_previous_kernel();  // at once: a cooperative launch here comes when the kernels before it have ended
-  let_next_kernel_start();     // its blocks come as these end, not when all are through, and wait for the values
-  const Step step = {arguments, maps, shared, __ldcg(arguments.place)};
-  const u32 epoch = __ldcg(arguments.epochs + blockIdx.x);
-  const int token = __ldcg(arguments.token);
+  if (ASKS_FIRST)
+    asked.keep_layers(nowhere);
+  else
+    prepare_layers(nowhere);
+  wait_for_previous_kernel();
+  if (!HAS_HEAD) let_next_kernel_start();  // its blocks come as these end, not when all are through, and wait
+  const Step step = {arguments, maps, head, shared, ASKS_FIRST ? asked.position : __ldcg(arguments.place)};
+  const u32 epoch = ASKS_FIRST ? asked.epoch : __ldcg(arguments.epochs + blockIdx.x);
+  const int token = ASKS_FIRST ? asked.token : __ldcg(arguments.token);
   u32 key_parity = 0;
   ask_keys(step, 0);
-  embed(step, token);
+  if (ASKS_FIRST)
+    asked.keep_rows(step);
+  else
+    embed(step, token);
 #pragma unroll 1
-  for (int index = 0; index < LAYERS; index++) {
+  for (int index = 0; index < LAYERS + HAS_HEAD; index++) {
     const u32 tag = epoch + index + 1;
     Extras extras;
 #pragma unroll 1
     for (int phase = 0; phase < NUM_PHASES; phase++) {
-      const Step now = {arguments, maps, step.shared + nothing(), step.position};
+      const Step now = {arguments, maps, head, step.shared + nothing(), step.position};
       if (phase == OUTPUT) attend(now, index, key_parity, tag);
       if (phase == DOWN && index + 1 < LAYERS) ask_ahead(now, index + 1);
+      if (HAS_HEAD && phase == DOWN && index + 1 == LAYERS) ask_norm(now);
       receive_phase(now, phase, index, tag);
+      if (HAS_HEAD && index == LAYERS) break;  // the head's x
       if (phase == QKV) extras = ask_qkv(now, now.layer(index), Share(QKV));
       multiply_units(now, ring, phase);
       __syncthreads();
@@ -196,5 +192,6 @@ decode_step(const __grid_constant__ Arguments arguments, const __grid_constant__
       ring.refill(now);
     }
   }
+  if (HAS_HEAD) choose_token(step, ring, epoch + LAYERS);
   if (threadIdx.x == 0) arguments.epochs[blockIdx.x] = epoch + LAYERS;  // nobody else reads it
 }

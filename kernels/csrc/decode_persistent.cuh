@@ -7,6 +7,13 @@
 #pragma once
 #include "decode_persistent_ptx.cuh"
 
+#ifndef HAS_HEAD
+#define HAS_HEAD 0  // 1: the launch goes on to the next token
+#endif
+#ifndef ASKS_FIRST
+#define ASKS_FIRST 0  // 1: what the first layer needs is asked for before the weights, and not behind them
+#endif
+
 constexpr int NUM_WARPS = THREADS / WARP;
 constexpr int HALF_DIM = HEAD_DIM / 2;
 constexpr int ALL_HEADS = NUM_HEADS + 2 * NUM_KV_HEADS;
@@ -27,21 +34,28 @@ struct Layer {  // pointers, as the host lays them out
 struct Arguments {
   const Layer *layers;
   const unsigned char *scales;  // [layer][phase][block][tile][piece][output][group], packed for this kernel
-  const int *token, *place;     // place: position, then keys in sight
+  int *token, *place;           // place: position, then keys in sight
   const __half *table;       // (V, D)
   const float *cos_sin;      // (S, d)
   __half *hidden;            // (D): the result
   u64 *words;                // NUM_WORDS; all 0 before the first launch ever
-  uint4 *found;              // (H, MAX_SPLITS, d / 4) of attention; all 0 before the first launch
+  uint4 *found;              // (H, MAX_SPLITS, d / 4) of attention, then a best token a block; all 0 before the first launch
   u32 *epochs;               // of each block: how many layers it has run, 0 before the first launch
   int cache_length;
   float eps;
 };
 
 // Codes: (heads, 2, half a head, K / 8) words, (1, 2, I, K / 8), or (1, 1, N, K / 8); keys and values:
-// (L, Hkv, S, d / 2) words.
+// (L, Hkv, S, d / 2) words; the head: (1, 1, V, D / 4), where there is one.
 struct Maps {
-  Map codes[LAYERS * NUM_PHASES], keys, values;
+  Map codes[LAYERS * NUM_PHASES], keys, values, head;
+};
+
+struct Head {  // looked at where HAS_HEAD
+  const __half *norm;   // (D)
+  const float *scales;  // (V)
+  int *history;         // (S + 1): the token at each position
+  int num_tokens;
 };
 
 // Where the values of a layer stand, four to a word.
@@ -140,6 +154,7 @@ static_assert(HIDDEN % 256 == 0 && INTERMEDIATE % 256 == 0 && NUM_HEADS * HEAD_D
 struct Step {
   const Arguments &from;
   const Maps &maps;
+  const Head &head;
   unsigned char *shared;
   int position;
 

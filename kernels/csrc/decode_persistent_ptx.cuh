@@ -33,6 +33,26 @@ __device__ __forceinline__ void get_long_word_if(bool is_wanted, const uint4 *pl
                : "+l"(low), "+l"(high) : "l"(place), "r"(u32(is_wanted)) : "memory");
 }
 
+// Plain reads that stay where they stand in the code: before what would keep them waiting in memory.
+__device__ __forceinline__ u32 ask4(const void *place) {
+  u32 v;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(place) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ u64 ask8(const void *place) {
+  u64 v;
+  asm volatile("ld.global.u64 %0, [%1];" : "=l"(v) : "l"(place) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint4 ask16(const void *place) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(place) : "memory");
+  return v;
+}
+
 // 0, which the compiler does not know: what is added to it is computed anew, not kept in registers.
 __device__ __forceinline__ int nothing() {
   int v;

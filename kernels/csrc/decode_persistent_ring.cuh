@@ -41,6 +41,14 @@ __device__ __forceinline__ void list_units(const Step &step) {
   __syncwarp();
 }
 
+// The head: tiles of 16 tokens, of which all warps of the launch take as many at a time; a unit is a tile x
+// 128 inputs of a byte each.
+constexpr int HEAD_UNITS = HIDDEN / GROUP;
+constexpr int TILES_AT_ONCE = BLOCKS * NUM_WARPS;
+static_assert(TILE * GROUP == CODE_BYTES, "units of the head fill a place of the ring");
+
+__device__ __forceinline__ int first_tile() { return blockIdx.x * NUM_WARPS + threadIdx.x / WARP; }
+
 // A warp's place in its list of units, and in its ring.
 struct Ring {
   int layer, next, units;  // to be loaded; units of a layer
@@ -52,6 +60,7 @@ struct Ring {
     const uint4 counts = *units_of_warp(step);
     units = counts.x + counts.y + counts.z + counts.w;
     layer = next = stage = used = target = 0;
+    if (HAS_HEAD && !units) layer = LAYERS;
     free = STAGES;
     parity = 0;
   }
@@ -64,13 +73,23 @@ struct Ring {
     return base + BARRIERS_AT + threadIdx.x / WARP * (STAGES * 8);
   }
 
-  // Asks for the warp's next unit. After the last: nothing. Rows past the share come along and are
-  // not looked at, past the matrix: zeros.
+  // Asks for the warp's next unit; after the last layer's, those of its tiles of the head, which go on where
+  // layers end. After the last: nothing. Rows past the share come along and are not looked at, past the
+  // matrix: zeros.
   __device__ __forceinline__ void load(const Step &step) {
     free--;
-    if (next == units) next = 0, layer++;
-    if (layer >= LAYERS || !units) return;
-    if (is_elected()) {
+    if (next == (HAS_HEAD && layer >= LAYERS ? HEAD_UNITS : units)) next = 0, layer++;
+    if (HAS_HEAD && layer >= LAYERS) {
+      const int row = (first_tile() + (layer - LAYERS) * TILES_AT_ONCE) * TILE;
+      if (row >= step.head.num_tokens) return;
+      if (is_elected()) {
+        const u32 base = shared_address(step.shared), barrier = barriers(base) + target * 8;
+        expect_bytes(barrier, CODE_BYTES);
+        copy_box_once(codes(base) + target * CODE_BYTES, &step.maps.head, next * (GROUP / 4), row, 0, 0, barrier);
+      }
+    } else if (layer >= LAYERS || !units) {
+      return;
+    } else if (is_elected()) {
       const uint4 unit = units_of_warp(step)[1 + next];
       const u32 base = shared_address(step.shared), barrier = barriers(base) + target * 8;
       expect_bytes(barrier, unit.y >> 16);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decode step of one launch: how it is cut, and its code on an emulator of a GPU."""
+"""The decode step of one launch: where it settles, and its code on an emulator of a GPU."""
 
 import ctypes
 import shutil
@@ -11,18 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvila_ros.kernels import compiler
-from nvila_ros.kernels.decode_persistent import PersistentLayers
-from nvila_ros.kernels.decode_persistent_plan import (
-    PAIRED,
-    PHASES,
-    QKV,
-    RELEASED,
-    Cut,
-    Sizes,
-    plan,
-)
-from nvila_ros.kernels.decode_plan import H100, Device
+from nvila_ros.kernels import compiler, decode_persistent
+from nvila_ros.kernels.decode_persistent import HeadWeights, PersistentLayers
+from nvila_ros.kernels.decode_persistent_plan import Cut, Sizes
 from nvila_ros.kernels.decode_step import DecodeStep, StepShape, StepWeights
 from nvila_ros.kernels.packing import RowsInt4
 
@@ -36,63 +27,9 @@ def sizes_of(*numbers: int) -> Sizes:
     return Sizes(**dict(zip(names, numbers, strict=True)))
 
 
-QWEN2_7B, QWEN2_15B = RELEASED
-LLAMA3_8B = sizes_of(4096, 14336, 32, 8, 128, 32)
 SMALL = sizes_of(256, 512, 4, 2, 64, 2)
 MANY_HEADS = sizes_of(256, 256, 12, 1, 64, 1)  # more than eight to a key-value head
 WIDE_HEADS = sizes_of(512, 768, 6, 3, 128, 1)  # blocks without keys: 3 heads over 16 blocks
-
-
-@pytest.mark.parametrize("sizes", [QWEN2_7B, QWEN2_15B, LLAMA3_8B])
-def test_released_decoders_fit_one_launch_on_an_h100(sizes: Sizes) -> None:
-    cut = plan(sizes, H100)
-    assert cut is not None
-    assert cut.stages >= 4 and cut.shared_bytes <= H100.block_bytes
-
-
-def test_what_does_not_fit_is_left_to_the_kernels() -> None:
-    assert plan(sizes_of(896, 4864, 14, 2, 64, 24), H100) is None  # 896 is no multiple of 256
-    assert plan(QWEN2_7B, Device(132, 101376, 102400)) is None  # shared memory of a GeForce
-
-
-CUTS = [
-    Cut(QWEN2_7B, 132, 12, 6), Cut(QWEN2_15B, 132, 12, 6), Cut(LLAMA3_8B, 114, 16, 3),
-    Cut(SMALL, 16, 4, 2), Cut(WIDE_HEADS, 7, 12, 2),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("phase", PHASES)
-def test_every_row_of_a_matrix_is_somebodys_and_only_once(cut: Cut, phase: int) -> None:
-    rows = cut.rows(phase)
-    assert rows.shape == (cut.num_blocks, cut.most_tiles(phase), 16)
-    num_rows = 4 * cut.sizes.num_quads(phase) * (2 if phase in PAIRED else 1)
-    found = rows[rows >= 0]
-    assert sorted(found.tolist()) == list(range(num_rows))
-    if phase in PAIRED:  # lane rows n and n + 8 are the two of a pair
-        first, second = rows[..., :8], rows[..., 8:]
-        assert ((second - first)[first >= 0] == cut.sizes.pair_step(phase)).all()
-    if phase == QKV:
-        column = rows[..., :8][rows[..., :8] >= 0] % cut.sizes.head_dim
-        assert (column < cut.sizes.head_dim // 2).all()
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_units_scales_stand_together(phase: int) -> None:
-    cut = Cut(WIDE_HEADS, 16, 12, 2)
-    num_groups = cut.sizes.num_inputs(phase) // 128
-    rows = cut.rows(phase)
-    numbers = torch.arange((int(rows.max()) + 1) * num_groups).view(-1, num_groups, 1)
-    packed = cut.pack_scales(phase, torch.cat((numbers, -numbers), dim=2))
-    blocks, tiles, pieces = cut.scale_shapes[phase]
-    assert packed.shape == (blocks, tiles, pieces, 16, 2, 2)
-    for block, tile, piece, output, group in ((0, 0, 0, 0, 0), (3, 0, 1, 9, 1), (7, 0, 1, 3, 0)):
-        row = int(rows[block, tile, output])
-        expected = row * num_groups + 2 * piece + group
-        assert row < 0 or packed[block, tile, piece, output, group].tolist() == [
-            expected,
-            -expected,
-        ]
 
 
 class EmulatedLayers(PersistentLayers):
@@ -103,7 +40,7 @@ class EmulatedLayers(PersistentLayers):
 
     def _make_maps(self, boxes: list[tuple[Tensor, tuple[int, ...]]]) -> ctypes.Array:
         """What the emulator wants to know of a tensor: where it is, its sizes, a box."""
-        self._room = (ctypes.c_uint64 * (MAP_WORDS * len(boxes) + 8))()
+        self._room = (ctypes.c_uint64 * (MAP_WORDS * self.num_maps + 8))()
         start = (ctypes.addressof(self._room) + 63) // 64 * 64
         maps = (ctypes.c_uint64 * (len(self._room) - 8)).from_address(start)
         for index, (tensor, box) in enumerate(boxes):
@@ -113,11 +50,12 @@ class EmulatedLayers(PersistentLayers):
             maps[index * MAP_WORDS : index * MAP_WORDS + 7] = numbers
         return maps
 
-    def launch(self, *tensors: object) -> None:
+    def launch(self, *tensors: object, history: Tensor | None = None) -> None:
         self.seed += 1
         failure = self.library.run(
-            ctypes.byref(self.arguments(*tensors)), ctypes.byref(self._maps), self.seed
-        )
+            ctypes.byref(self.arguments(*tensors)), ctypes.byref(self._maps),
+            ctypes.byref(self.head_arguments(history)), self.seed,
+        )  # fmt: skip
         if failure:
             raise RuntimeError(failure.decode())
 
@@ -127,7 +65,10 @@ def emulate(cut: Cut, folder: Path) -> ctypes.CDLL:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     shutil.copytree(EMULATOR, folder, dirs_exist_ok=True)
-    for path in compiler.SOURCES.glob("decode_persistent*"):
+    for path in (
+        *compiler.SOURCES.glob("decode_persistent*"),
+        compiler.SOURCES / "decode_head.cuh",
+    ):
         if not (folder / path.name).exists():
             text = path.read_text("utf-8")
             room = "extern __shared__ __align__(1024) unsigned char room[];"
@@ -147,7 +88,7 @@ def emulate(cut: Cut, folder: Path) -> ctypes.CDLL:
     return library
 
 
-def random_weights(sizes: Sizes) -> StepWeights:
+def random_weights(sizes: Sizes, num_tokens: int) -> StepWeights:
     """Codes, scales and norms of all kinds; every other layer without a bias."""
 
     def rows(num_outputs: int, num_inputs: int) -> RowsInt4:
@@ -174,8 +115,8 @@ def random_weights(sizes: Sizes) -> StepWeights:
     ]  # fmt: skip
     return StepWeights(
         table=torch.randn(VOCABULARY, sizes.hidden).half(), layers=layers, norm=norm(),
-        head=torch.randint(-128, 128, (VOCABULARY, sizes.hidden), dtype=torch.int8),
-        head_scales=torch.rand(VOCABULARY),
+        head=torch.randint(-128, 128, (num_tokens, sizes.hidden), dtype=torch.int8),
+        head_scales=torch.rand(num_tokens),
     )  # fmt: skip
 
 
@@ -196,10 +137,10 @@ def in_float32(weights: StepWeights) -> StepWeights:
 class Pair:
     """The emulated launch and its float32 twin, over one cache of random keys and values."""
 
-    def __init__(self, cut: Cut, folder: Path) -> None:
+    def __init__(self, cut: Cut, folder: Path, num_tokens: int = VOCABULARY) -> None:
         torch.manual_seed(1)
         sizes = cut.sizes
-        self.weights = random_weights(sizes)
+        self.weights = random_weights(sizes, num_tokens)
         shape = StepShape(
             num_heads=sizes.num_heads, num_kv_heads=sizes.num_kv_heads, head_dim=sizes.head_dim,
             eps=EPS,
@@ -215,7 +156,10 @@ class Pair:
             (each.qkv, each.output, each.gate_up, each.down) for each in self.weights.layers
         ]
         vectors = [(each.qkv_bias, each.input_norm, each.post_norm) for each in self.weights.layers]
-        self.layers = EmulatedLayers(cut, matrices, vectors, self.keys, self.values)
+        head = HeadWeights(
+            norm=self.weights.norm, rows=self.weights.head, scales=self.weights.head_scales
+        )
+        self.layers = EmulatedLayers(cut, matrices, vectors, self.keys, self.values, head)
         self.layers.library = emulate(cut, folder)
 
     def errors(self, position: int) -> tuple[float, float, float]:
@@ -227,7 +171,10 @@ class Pair:
             mine[:, :, position:] = float("nan")  # nothing there yet
         hidden = torch.full((1, self.layers.cut.sizes.hidden), float("nan")).half()
         place = torch.tensor([position, position + 1], dtype=torch.int32)
-        self.layers.launch(token, place, self.weights.table, self.cos_sin, hidden, EPS)
+        self.left = token, place, torch.full((PLACES + 1,), -7, dtype=torch.int32)
+        self.layers.launch(
+            token, place, self.weights.table, self.cos_sin, hidden, EPS, history=self.left[2]
+        )
         self.twin.launch()
         at = (slice(None), slice(None), position)
         return (
@@ -248,6 +195,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
         # Seeds 1 to 4: stores and copies at once, late, and so late that nobody can go on without.
         (Cut(SMALL, 16, 4, 2), (0, 31, 32, 100)),
         (Cut(SMALL, 11, 6, 4), (5, 690)),
+        (Cut(SMALL, 11, 6, 4, asks_first=True), (0, 33)),
         (Cut(MANY_HEADS, 14, 8, 3), (3, 40)),
         (Cut(MANY_HEADS, 28, 8, 3), (1536, 1650)),  # as many splits as are added in one round; more
         (Cut(WIDE_HEADS, 16, 12, 3), (2, 600)),
@@ -277,3 +225,74 @@ def test_blocks_that_disagree_end_the_launch(tmp_path: Path) -> None:
     pair.layers.exchange.epochs[5] = 1
     with pytest.raises(RuntimeError, match=r"waits for another|waited too long"):
         pair.errors(10)
+
+
+class Placed:
+    """Layers whose launch takes as long as their exchange's place says, and hiccups once."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.exchange = self.new_exchange()
+
+    def new_exchange(self) -> decode_persistent.Exchange:
+        self.made += 1
+        number = torch.tensor([self.made])
+        return decode_persistent.Exchange(words=number, found=number, epochs=number)
+
+
+def test_the_exchange_settles_at_the_fastest_place() -> None:
+    layers, asked = Placed(), []
+    fastest = decode_persistent.PLACES - 2
+
+    def series_ms() -> float:
+        place = int(layers.exchange.words)
+        asked.append(place)
+        hiccup = 9.0 if asked.count(place) == 2 else 0.0
+        return abs(place - fastest) * 0.01 + 0.7 + hiccup
+
+    decode_persistent.settle(layers, series_ms)
+    assert int(layers.exchange.words) == fastest
+    assert set(asked) == set(range(1, decode_persistent.PLACES + 1))
+    again = [place for place in set(asked) if asked.count(place) > 2]
+    assert len(again) == decode_persistent.FINALISTS and fastest in again
+
+
+def choice(pair: Pair, position: int) -> int:
+    """The token that a step at `position` leaves, after a look at everything else it leaves."""
+    assert max(pair.errors(position)) < 2e-3
+    token, place, history = pair.left
+    assert place.tolist() == pair.twin._place.tolist() == [position + 1, position + 2]
+    assert history.tolist() == [-7] * (position + 1) + token.tolist() + [-7] * (
+        PLACES - position - 1
+    )
+    return int(token)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cut", "num_tokens"),
+    [
+        (Cut(SMALL, 16, 4, 2, has_head=True), 50),  # fewer tiles than warps, the last one not full
+        (Cut(SMALL, 16, 4, 2, has_head=True, asks_first=True), 1025),  # one tile more than warps
+        (Cut(WIDE_HEADS, 16, 12, 3, has_head=True, asks_first=True), 9000),
+        (Cut(MANY_HEADS, 28, 8, 3, has_head=True), 2000),  # warps without units in a layer
+    ],
+)
+def test_the_emulated_launch_goes_on_to_the_token_of_its_twin(
+    cut: Cut, num_tokens: int, tmp_path: Path
+) -> None:
+    pair = Pair(cut, tmp_path, num_tokens)
+    for position in (2, 33, 100, 101):
+        assert choice(pair, position) == int(pair.twin.token), position
+
+
+@pytest.mark.slow
+def test_of_equal_scores_the_emulated_launch_takes_the_smaller_token(tmp_path: Path) -> None:
+    pair = Pair(Cut(SMALL, 16, 4, 2, has_head=True), tmp_path, 1500)
+    head, scales = pair.weights.head, pair.weights.head_scales
+    best = choice(pair, 40)
+    assert best == int(pair.twin.token)
+    for others in ((best + 1, 1499), (3, best + 8, 1030), (0,)):
+        others = [other for other in others if other < 1500]
+        head[others], scales[others] = head[best].clone(), scales[best].clone()
+        assert choice(pair, 40) == min(best, *others)

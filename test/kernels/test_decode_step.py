@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole step: its twin says what the model says, kernels and the one launch what it says."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nvila_ros.kernels import decode, decode_persistent, packing
+from nvila_ros.kernels.decode_persistent_plan import RELEASED, Cut
 from nvila_ros.kernels.decode_step import DecodeStep, StepShape, StepWeights
 from nvila_ros.kernels.w4a16 import W4A16Linear
 from nvila_ros.models.config import LanguageConfig, QuantizationConfig
@@ -49,7 +51,9 @@ def make_model() -> LanguageModel:
     return model.eval()
 
 
-def make_step(model: LanguageModel, device: str, is_persistent: bool = False) -> DecodeStep:
+def make_step(
+    model: LanguageModel, device: str, is_persistent: bool = False, has_head: bool = False
+) -> DecodeStep:
     dtype = torch.float32 if device == "cpu" else torch.float16
 
     def rows(*linears: W4A16Linear) -> packing.RowsInt4:
@@ -88,7 +92,9 @@ def make_step(model: LanguageModel, device: str, is_persistent: bool = False) ->
     cosines, sines = rotary_table(CONFIG, torch.arange(PLACES))
     cos_sin = torch.cat((cosines[:, :64], sines[:, :64]), dim=-1).to(device)
     caches = [torch.zeros(3, 2, PLACES, 128, dtype=dtype, device=device) for _ in range(2)]
-    return DecodeStep(weights, shape, *caches, cos_sin, is_persistent=is_persistent)
+    return DecodeStep(
+        weights, shape, *caches, cos_sin, is_persistent=is_persistent, has_head=has_head
+    )
 
 
 @torch.no_grad()
@@ -116,34 +122,94 @@ def test_the_twin_of_the_step_is_the_model() -> None:
         torch.testing.assert_close(found[:, :, :12], expected[:, 0, :, :12], rtol=1e-3, atol=1e-3)
 
 
+class Layers:
+    """The one launch as the kernels do it; `edit` changes what the last layer gives."""
+
+    def __init__(self, step: DecodeStep, edit: Callable[[Tensor], object] = lambda hidden: None):
+        self.cut = Cut(RELEASED[1], 132, 12, 6)
+        self.step, self.edit = step, edit
+        self.places: list[int] = []
+
+    def launch(self, token: Tensor, place: Tensor, table: Tensor, *rest: object) -> None:
+        step = self.step
+        self.places.append(int(place[0]))
+        decode.embed(token, table, out=step._hidden)
+        for index, layer in enumerate(step.weights.layers):
+            step._launch_layer(index, layer)
+        self.edit(step._hidden)
+        if self.cut.has_head:
+            self.finish()
+
+    def finish(self) -> None:
+        step, weights = self.step, self.step.weights
+        decode.head_argmax(
+            step._hidden, weights.norm, step.shape.eps, (weights.head, weights.head_scales),
+            out=step.token, position=step._place, history=step.history,
+        )  # fmt: skip
+
+
+def assert_as_made(step: DecodeStep, caches: tuple[Tensor, Tensor]) -> None:
+    assert step.keys.equal(caches[0]) and step.values.equal(caches[1])
+    assert not step.history.any()
+    assert step.position.tolist() == [0] and step.token.tolist() == [0]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("factor", "agrees"), [(1.0, True), (1.001, True), (1.2, False), (float("nan"), False)]
 )
 def test_one_launch_that_is_off_is_not_used(factor: float, agrees: bool) -> None:
     step = make_step(make_model(), "cpu")
-
-    class Layers:
-        def launch(self, token: Tensor, place: Tensor, table: Tensor, *rest: object) -> None:
-            decode.embed(token, table, out=step._hidden)
-            for index, layer in enumerate(step.weights.layers):
-                step._launch_layer(index, layer)
-            step._hidden.mul_(factor)
-
     step.keys.normal_(), step.values.normal_()
     before = step.keys.clone(), step.values.clone()
-    assert step._agrees(Layers()) == agrees
-    assert step.keys.equal(before[0]) and step.values.equal(before[1]) and not step.history.any()
-    assert step.position.tolist() == [0]
+    assert step._agrees(Layers(step, lambda hidden: hidden.mul_(factor))) == agrees
+    assert_as_made(step, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("faults", "agrees"),
+    [
+        ([], True),
+        (["token"], True),  # one close choice of four may turn
+        (["token", "token"], False),
+        (["place"] * 4, False),
+        (["history"] * 4, False),
+    ],
+)
+def test_a_head_inside_the_launch_that_chooses_otherwise_is_not_used(
+    faults: list[str], agrees: bool
+) -> None:
+    step = make_step(make_model(), "cpu")
+    left = list(faults)
+
+    class Faulty(Layers):
+        def finish(self) -> None:
+            super().finish()
+            fault = left.pop() if left else None
+            position = int(step.position)
+            if fault == "token":
+                step.token.add_(1)
+                step.history[position] += 1
+            elif fault == "place":
+                step._place[1] += 1
+            elif fault == "history":
+                step.history[position] = 0
+
+    step._persistent = Faulty(step)
+    step.keys.normal_(), step.values.normal_()
+    before = step.keys.clone(), step.values.clone()
+    assert step._heads_agree(step._persistent) == agrees and not left
+    assert_as_made(step, before)
 
 
 @pytest.mark.parametrize(
-    "is_persistent", [pytest.param(way, marks=needs_gpu) for way in (False, True)]
+    "ways", [pytest.param(ways, marks=needs_gpu) for ways in ((False,), (True,), (True, True))]
 )
-def test_a_captured_step_follows_its_twin(is_persistent: bool) -> None:
+def test_a_captured_step_follows_its_twin(ways: tuple[bool, ...]) -> None:
     model = make_model()
     twin = make_step(model, "cpu")
-    step = make_step(model, "cuda", is_persistent)
+    step = make_step(model, "cuda", *ways)
     step.begin(torch.tensor([7], device="cuda"), 0)
     step.launch()
     torch.cuda.synchronize()
@@ -164,9 +230,10 @@ def test_a_captured_step_follows_its_twin(is_persistent: bool) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_thousands_of_replays_say_the_same() -> None:
+@pytest.mark.parametrize("has_head", [False, True])
+def test_thousands_of_replays_say_the_same(has_head: bool) -> None:
     """Also while the number of layers ever run wraps, and while another stream is busy."""
-    step = make_step(make_model(), "cuda", is_persistent=True)
+    step = make_step(make_model(), "cuda", is_persistent=True, has_head=has_head)
     assert step._persistent is not None, "this GPU has no room for the one launch"
     first = torch.tensor([7], device="cuda")
     step.begin(first, 0)
@@ -188,49 +255,11 @@ def test_thousands_of_replays_say_the_same() -> None:
     assert len(texts) == 1
 
 
-class Placed:
-    """Layers whose launch takes as long as their exchange's place says, and hiccups once."""
-
-    def __init__(self) -> None:
-        self.made = 0
-        self.exchange = self.new_exchange()
-
-    def new_exchange(self) -> decode_persistent.Exchange:
-        self.made += 1
-        number = torch.tensor([self.made])
-        return decode_persistent.Exchange(words=number, found=number, epochs=number)
-
-
-def test_the_exchange_settles_at_the_fastest_place() -> None:
-    layers, asked = Placed(), []
-    fastest = decode_persistent.PLACES - 2
-
-    def series_ms() -> float:
-        place = int(layers.exchange.words)
-        asked.append(place)
-        hiccup = 9.0 if asked.count(place) == 2 else 0.0
-        return abs(place - fastest) * 0.01 + 0.7 + hiccup
-
-    decode_persistent.settle(layers, series_ms)
-    assert int(layers.exchange.words) == fastest
-    assert set(asked) == set(range(1, decode_persistent.PLACES + 1))
-    again = [place for place in set(asked) if asked.count(place) > 2]
-    assert len(again) == decode_persistent.FINALISTS and fastest in again
-
-
 @torch.no_grad()
 def test_settling_leaves_the_step_as_it_was_made(monkeypatch) -> None:
     step = make_step(make_model(), "cpu")
     step.keys.normal_(), step.values.normal_()
     before = step.keys.clone(), step.values.clone()
-    places: list[int] = []
-
-    class Layers:
-        def launch(self, token: Tensor, place: Tensor, table: Tensor, *rest: object) -> None:
-            places.append(int(place[0]))
-            decode.embed(token, table, out=step._hidden)
-            for index, layer in enumerate(step.weights.layers):
-                step._launch_layer(index, layer)
 
     def steps_ms(launch) -> float:
         for _ in range(decode_persistent.TIMED_STEPS + 1):
@@ -241,9 +270,26 @@ def test_settling_leaves_the_step_as_it_was_made(monkeypatch) -> None:
     monkeypatch.setattr(
         decode_persistent, "settle", lambda layers, series_ms: [series_ms() for _ in range(2)]
     )
-    step._persistent = Layers()
-    step._settle(step._persistent)
+    step._persistent = layers = Layers(step)
+    step._settle(layers)
     num_steps = decode_persistent.TIMED_STEPS + 1
-    assert places == 2 * [*range(PLACES - num_steps, PLACES)]  # whole steps, none past the cache
-    assert step.keys.equal(before[0]) and step.values.equal(before[1]) and not step.history.any()
-    assert step.position.tolist() == [0] and step.token.tolist() == [0]
+    places = [*range(PLACES - num_steps, PLACES)]  # whole steps, none past the cache
+    assert layers.places == 2 * places
+    assert_as_made(step, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inside_ms", [0.69, 0.75])
+def test_the_head_goes_where_whole_steps_are_faster(inside_ms: float, monkeypatch) -> None:
+    step = make_step(make_model(), "cpu")
+    step._persistent = layers = Layers(step)
+    hiccups = [9.0]
+
+    def steps_ms(launch) -> float:
+        hiccup = hiccups.pop() if hiccups and layers.cut.has_head else 0.0
+        return (inside_ms if layers.cut.has_head else 0.72) + hiccup
+
+    monkeypatch.setattr(decode_persistent, "steps_ms", steps_ms)
+    monkeypatch.setattr(decode_persistent, "settle", lambda layers, series_ms: None)
+    step._settle(layers, chooses_head=True)
+    assert layers.cut.has_head == (inside_ms < 0.72)

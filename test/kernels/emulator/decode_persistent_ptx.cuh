@@ -27,6 +27,13 @@ inline void get_long_word_if(bool is_wanted, const uint4 *place, u64 &low, u64 &
   low = reinterpret_cast<const u64 *>(place)[0], high = reinterpret_cast<const u64 *>(place)[1];
 }
 
+inline u32 ask4(const void *place) { return *static_cast<const u32 *>(place); }
+inline u64 ask8(const void *place) { return *static_cast<const u64 *>(place); }
+inline uint4 ask16(const void *place) {
+  if (reinterpret_cast<uintptr_t>(place) % 16) emulator::fail("misaligned");
+  return *static_cast<const uint4 *>(place);
+}
+
 inline int nothing() { return 0; }
 inline float power_of_2(float v) { return std::exp2(v); }
 inline float log_of_2(float v) { return std::log2(v); }

@@ -37,6 +37,14 @@ inline void let_next_kernel_start() {}
 inline void wait_for_previous_kernel() {}
 template <u32 MASK> inline u32 and_or(u32 w, u32 magic) { return (w & MASK) | magic; }
 
+inline u32 add2(u32 a, u32 b) {
+  _Float16 first[2], second[2];
+  std::memcpy(first, &a, 4), std::memcpy(second, &b, 4);
+  for (int i = 0; i < 2; i++) first[i] += second[i];
+  u32 v;
+  std::memcpy(&v, first, 4);
+  return v;
+}
 inline u32 pack_halves(float low, float high) {
   const _Float16 both[2] = {_Float16(low), _Float16(high)};
   u32 v;

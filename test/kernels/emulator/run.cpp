@@ -4,6 +4,6 @@
 using std::exp2;
 #include "decode_persistent.cu"
 
-extern "C" const char *run(const Arguments *arguments, const Maps *maps, unsigned seed) {
-  return emulator::launch(BLOCKS, THREADS, SHARED_BYTES, seed, [=] { decode_step(*arguments, *maps); });
+extern "C" const char *run(const Arguments *arguments, const Maps *maps, const Head *head, unsigned seed) {
+  return emulator::launch(BLOCKS, THREADS, SHARED_BYTES, seed, [=] { decode_step(*arguments, *maps, *head); });
 }
