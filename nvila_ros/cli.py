@@ -174,6 +174,9 @@ def simulate(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Decide in the mirror too: twice the time.")
     ] = False,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Before STOP, ask the model whether it sees the goal.")
+    ] = False,
     max_decisions: Annotated[
         int, typer.Option(min=1, help="After which an episode counts as failed.")
     ] = 200,
@@ -205,6 +208,7 @@ def simulate(
         vision_backend=vision_backend.value,
         control=control.value,
         mirrors=mirror,
+        asks=ask,
         config=EvaluationConfig(max_decisions=max_decisions),
         keeps_frames=report is not None,
     )

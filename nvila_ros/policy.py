@@ -19,11 +19,13 @@ from nvila_ros.decision import Decision
 from nvila_ros.errors import ImageError, InstructionError
 from nvila_ros.history import Frame, FrameHistory
 from nvila_ros.history_strip import strip_jpeg
+from nvila_ros.models.generate import Choice
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.preprocess import frame_pixels
-from nvila_ros.models.prompt import navigation_prompt, user_prompt
+from nvila_ros.models.prompt import IMAGE_TOKEN, navigation_prompt, user_prompt
 from nvila_ros.models.runtime_backend import InferenceEngine, as_engine, load_engine
 from nvila_ros.models.tokenizer import Tokenizer
+from nvila_ros.models.trie import TokenTrie
 from nvila_ros.restraint import Restraint
 
 _log = logging.getLogger(__name__)
@@ -149,6 +151,22 @@ class NavigationPolicy:
             frame_indices=tuple(None if frame is None else frame.index for frame in selected),
             stamp_s=shown[-1].stamp_s,
             pose=pose,
+        )
+
+    def answers(self, sentences: Sequence[str]) -> TokenTrie:
+        """A finite set of answers for `ask`, in this order."""
+        return TokenTrie([self._tokenizer.encode(sentence) for sentence in sentences])
+
+    def ask(self, question: str, answers: TokenTrie) -> Choice:
+        """Which answer fits the last decision's newest picture; its features are there already.
+
+        The question is the caller's, or made of an instruction that `reset` has checked.
+        """
+        if not self._shown:
+            raise ImageError("nothing was decided on yet; call decide() before ask(...)")
+        text = user_prompt(f"{IMAGE_TOKEN}\n{question}", self._engine.config.chat_template)
+        return self._engine.choose(
+            self._tokenizer.encode(text), [self._shown[-1].features], answers
         )
 
     def tried(self, decision: Decision) -> None:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = {
     "action_trie",
     "actions",
+    "asking_policy",
     "config",
     "decision",
     "decision_worker",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from nvila_ros.asking_policy import AskingPolicy
     from nvila_ros.mirrored_policy import MirroredPolicy
     from nvila_ros.policy import NavigationPolicy
     from nvila_ros.sim.oracle import Planner
@@ -32,7 +33,7 @@ class ModelDriver:
 
     needs_camera = True
 
-    def __init__(self, policy: "NavigationPolicy | MirroredPolicy") -> None:
+    def __init__(self, policy: "NavigationPolicy | MirroredPolicy | AskingPolicy") -> None:
         self._policy = policy
         self.probabilities: tuple[float, ...] = ()
 

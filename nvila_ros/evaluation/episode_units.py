@@ -51,6 +51,7 @@ class EpisodeJob:
             "model": None if job.model_path is None else str(job.model_path),
             "control": job.control,
             "mirrors": job.mirrors,
+            "asks": job.asks,
             "config": dataclasses.asdict(job.config),
         }
 

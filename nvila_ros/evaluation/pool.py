@@ -32,6 +32,7 @@ class EvaluationJob:
     vision_backend: str = "auto"
     control: Control = "none"
     mirrors: bool = False  # the model also decides in the mirror, see mirrored_policy.py
+    asks: bool = False  # the model asks itself before it stops, see asking_policy.py
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
     keeps_frames: bool = False  # small pictures of what each decision saw, for reports
 
@@ -44,6 +45,8 @@ class EvaluationJob:
             raise ConfigError("the model driver needs the path of a checkpoint folder")
         if self.mirrors and self.driver != "model":
             raise ConfigError("only a model decides in the mirror; leave --mirror out")
+        if self.asks and (self.driver != "model" or self.mirrors):
+            raise ConfigError("only a model without --mirror asks before it stops; leave --ask out")
 
     def borrowed_seed(self, position: int) -> int:
         """The episode whose instruction the deaf control gives to this one."""
@@ -128,6 +131,10 @@ def _make_driver(job: EvaluationJob) -> Driver:
         vision_backend=job.vision_backend,
     )
     policy = load()
+    if job.asks:
+        from nvila_ros.asking_policy import AskingPolicy
+
+        return ModelDriver(AskingPolicy(policy))
     if not job.mirrors:
         return ModelDriver(policy)
     from nvila_ros.mirrored_policy import MirroredPolicy

@@ -48,6 +48,7 @@ def simulate(
         "model": str(job.model_path) if job.model_path else None,
         "control": job.control,
         "mirrored": job.mirrors,
+        "asking": job.asks,
         "seeds": [job.seeds[0], job.seeds[-1] + 1],
         **report.summarise([rollout.metrics for rollout in rollouts]),
         **_decision_speed(rollouts),
@@ -83,6 +84,7 @@ def title(job: EvaluationJob) -> str:
     words = [who, f"seed {first}" if first == last else f"seeds {first}:{last + 1}"]
     words += [] if job.control == "none" else [f"{job.control} control"]
     words += ["also in the mirror"] if job.mirrors else []
+    words += ["asking before it stops"] if job.asks else []
     return ", ".join(words)
 
 

@@ -4,6 +4,7 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,8 @@ def test_deaf_control_of_a_single_episode_borrows_too():
         {"control": "mute"},
         {"driver": "model", "model_path": None},
         {"mirrors": True},
+        {"asks": True},
+        {"asks": True, "mirrors": True, "driver": "model", "model_path": Path("nano")},
     ],
 )
 def test_impossible_jobs_are_refused(changes):

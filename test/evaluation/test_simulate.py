@@ -18,6 +18,10 @@ from nvila_ros.evaluation.simulate import title
             {"seeds": (3, 4), "model_path": Path("/b"), "control": "blind", "mirrors": True},
             "/b, seeds 3:5, blind control, also in the mirror",
         ),
+        (
+            {"seeds": (3,), "model_path": Path("/b"), "asks": True},
+            "/b, seed 3, asking before it stops",
+        ),
     ],
 )
 def test_the_title_names_checkpoint_seeds_and_control(settings, expected):
