@@ -44,8 +44,8 @@ _TURNS = {"left": LEFT, "right": RIGHT}
 
 def goal_name(instruction: str) -> str | None:
     """The thing that an instruction names last ("the red chair" -> "red chair"), None for none."""
-    named = re.findall(r"\bthe ([a-z][a-z ]*)", instruction.lower())
-    return named[-1].split(" and ")[0].strip() if named else None
+    _, *named = re.split(r"\bthe ", instruction.lower())
+    return re.split(r" and |[^a-z ]", named[-1])[0].strip() or None if named else None
 
 
 class AskingPolicy:
