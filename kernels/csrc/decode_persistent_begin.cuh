@@ -60,14 +60,18 @@ struct Asked {
     }
   }
 
-  // The table, for every thread after the barrier.
-  __device__ __forceinline__ void keep_layers(const Step &step) const {
+  // The table, for every thread after the barrier. The position goes there too and comes back: the compiler would
+  // wait for it at once, to have it in a register that a warp shares.
+  __device__ __forceinline__ void keep_layers(const Step &step) {
+    int *shared_position = reinterpret_cast<int *>(step.shared + TOKEN_AT);
+    *shared_position = position;  // the same by every thread
 #pragma unroll
     for (int i = 0; i < LAYER_ROUNDS; i++) {
       const int word = threadIdx.x + i * THREADS;
       if (word < LAYER_WORDS) reinterpret_cast<u64 *>(step.shared + LAYERS_AT)[word] = layers[i];
     }
     __syncthreads();
+    position = *shared_position;
     if (blockIdx.x == BLOCKS - 1 && threadIdx.x == THREADS - WARP) ask_vectors(step.layer(0));
   }
 
